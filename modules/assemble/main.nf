@@ -1,0 +1,22 @@
+process ASSEMBLE {
+    tag "${meta.id}"
+    label 'process_low'
+    label 'env_core'
+
+    input:
+    tuple val(meta), val(settings), path(parts)
+
+    output:
+    tuple val(meta), path("${meta.id}.zarr", type: 'dir', arity: '1'), path('qc.json', arity: '1'), emit: store
+
+    script:
+    """
+    assemble.py ${parts} --output ${meta.id}.zarr --qc qc.json --settings '${settings}'
+    """
+
+    stub:
+    """
+    mkdir ${meta.id}.zarr
+    touch qc.json
+    """
+}

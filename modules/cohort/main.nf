@@ -1,0 +1,21 @@
+process SAMPLES {
+    label 'process_single'
+    label 'env_core'
+
+    input:
+    val samples
+    path qcs, stageAs: 'qc/?.json'
+
+    output:
+    path 'samples.tsv', emit: table
+
+    script:
+    """
+    samples.py ${qcs} --samples ${samples.join(',')} --output samples.tsv
+    """
+
+    stub:
+    """
+    touch samples.tsv
+    """
+}

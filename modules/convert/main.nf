@@ -1,0 +1,22 @@
+process CONVERT {
+    tag "${meta.id}"
+    label 'process_medium'
+    label 'env_core'
+
+    input:
+    tuple val(meta), val(settings), path(slide, stageAs: 'slide/*'), path(transcripts, stageAs: 'transcripts/*')
+
+    output:
+    tuple val(meta), path("${meta.id}.raw.zarr", type: 'dir', arity: '1'), emit: store
+
+    script:
+    def table = transcripts ? "--transcripts ${transcripts}" : ''
+    """
+    convert.py ${slide} ${table} --sample ${meta.id} --output ${meta.id}.raw.zarr --settings '${settings}'
+    """
+
+    stub:
+    """
+    mkdir ${meta.id}.raw.zarr
+    """
+}

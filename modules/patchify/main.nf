@@ -1,0 +1,22 @@
+process PATCHIFY {
+    tag "${meta.id}"
+    label 'process_medium'
+    label 'env_core'
+
+    input:
+    tuple val(meta), val(settings), path(raw), path(tissue)
+
+    output:
+    tuple val(meta), path('bundles/bundle_*.zarr', type: 'dir', arity: '1..*'), emit: bundles
+    tuple val(meta), path("${meta.id}.patches.zarr", type: 'dir', arity: '1') , emit: store
+
+    script:
+    """
+    patchify.py ${raw} --tissue ${tissue} --bundles bundles --output ${meta.id}.patches.zarr --settings '${settings}'
+    """
+
+    stub:
+    """
+    mkdir -p ${meta.id}.patches.zarr bundles/bundle_000.zarr bundles/bundle_001.zarr
+    """
+}

@@ -1,0 +1,21 @@
+process PREVIEW {
+    tag "${meta.id}"
+    label 'process_medium'
+    label 'env_cellpose3'
+
+    input:
+    tuple val(meta), val(settings), path(raw), path(tissue)
+
+    output:
+    tuple val(meta), path('preview.html', arity: '1'), emit: page
+
+    script:
+    """
+    preview.py ${raw} --tissue ${tissue} --output preview.html --settings '${settings}'
+    """
+
+    stub:
+    """
+    touch preview.html
+    """
+}

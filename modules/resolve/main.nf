@@ -1,0 +1,21 @@
+process RESOLVE {
+    tag "${meta.id}"
+    label 'process_medium'
+    label 'env_core'
+
+    input:
+    tuple val(meta), val(settings), path(raw), path(patch_cells)
+
+    output:
+    tuple val(meta), path("${meta.id}.cells.zarr", type: 'dir', arity: '1'), emit: store
+
+    script:
+    """
+    resolve.py ${raw} ${patch_cells} --output ${meta.id}.cells.zarr --settings '${settings}'
+    """
+
+    stub:
+    """
+    mkdir ${meta.id}.cells.zarr
+    """
+}

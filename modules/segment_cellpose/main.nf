@@ -1,0 +1,21 @@
+process SEGMENT_CELLPOSE {
+    tag "${group.id}:${bundle.baseName}"
+    label params.cellpose_gpu ? 'process_gpu' : 'process_medium'
+    label 'env_cellpose3'
+
+    input:
+    tuple val(group), val(settings), path(bundle)
+
+    output:
+    tuple val(group), path("${bundle.baseName}.cells.parquet", arity: '1'), emit: cells
+
+    script:
+    """
+    segment.py cellpose ${bundle} --output ${bundle.baseName}.cells.parquet --settings '${settings}'
+    """
+
+    stub:
+    """
+    touch ${bundle.baseName}.cells.parquet
+    """
+}

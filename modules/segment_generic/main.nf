@@ -1,0 +1,21 @@
+process SEGMENT_GENERIC {
+    tag "${group.id}:${bundle.baseName}"
+    label 'process_medium'
+    label 'env_core'
+
+    input:
+    tuple val(group), val(settings), path(bundle)
+
+    output:
+    tuple val(group), path("${bundle.baseName}.cells.parquet", arity: '1'), emit: cells
+
+    script:
+    """
+    segment.py generic ${bundle} --output ${bundle.baseName}.cells.parquet --settings '${settings}'
+    """
+
+    stub:
+    """
+    touch ${bundle.baseName}.cells.parquet
+    """
+}

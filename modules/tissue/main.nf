@@ -1,0 +1,21 @@
+process TISSUE {
+    tag "${meta.id}"
+    label 'process_low'
+    label 'env_core'
+
+    input:
+    tuple val(meta), val(settings), path(raw)
+
+    output:
+    tuple val(meta), path("${meta.id}.tissue.zarr", type: 'dir', arity: '1'), emit: store
+
+    script:
+    """
+    tissue.py ${raw} --output ${meta.id}.tissue.zarr --settings '${settings}'
+    """
+
+    stub:
+    """
+    mkdir ${meta.id}.tissue.zarr
+    """
+}

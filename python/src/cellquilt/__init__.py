@@ -1,0 +1,50 @@
+"""cellquilt: raw spatial-omics output to segmented cells, tables and domains.
+
+The public names load what they need when they are used, so that ``import cellquilt`` costs nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+#: Public name → module that has it.
+_PUBLIC = {
+    "CellquiltError": "cellquilt.core.errors",
+    "Settings": "cellquilt.core.settings",
+    "aggregate": "cellquilt.steps",
+    "make_image_patches": "cellquilt.steps",
+    "simulate": "cellquilt.simulate",
+}
+_MODULES = ("io", "segmentation")
+
+__all__ = [
+    "CellquiltError",
+    "Settings",
+    "__version__",
+    "aggregate",
+    "io",
+    "make_image_patches",
+    "segmentation",
+    "simulate",
+]
+
+if TYPE_CHECKING:
+    from cellquilt import io, segmentation
+    from cellquilt.core.errors import CellquiltError
+    from cellquilt.core.settings import Settings
+    from cellquilt.simulate import simulate
+    from cellquilt.steps import aggregate, make_image_patches
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name in _MODULES:
+        return importlib.import_module(f"cellquilt.{name}")
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'cellquilt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,170 @@
+"""Verbs of the way from a machine's files to a published slide. Each calls one function of the package."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cellquilt.cli.options import settings_options
+from cellquilt.core.settings import METHODS, Settings
+
+_PATH = click.Path(path_type=Path)
+_output = click.option("-o", "--output", type=_PATH, help="What to write; without it the store itself gets the result.")
+_overwrite = click.option("--overwrite", is_flag=True, help="Replace what stands there.")
+
+
+@click.command()
+@click.argument("slide", type=_PATH, required=False)
+@click.option("--technology", help="The machine.")
+@click.option("--sample", help="The sample's name; default: the output's name.")
+@click.option("--transcripts", type=_PATH, help="Table of transcripts beside an image.")
+@click.option("-o", "--output", "--sdata-path", type=_PATH, help="The store to make; default: beside the slide.")
+@_overwrite
+@settings_options("convert", "resources", extra=("technology", "source"))
+@click.option("--source", hidden=True, help="The slide's name in messages, where it was staged under another.")
+def convert(**arguments: Any) -> None:
+    """Read a machine's output into a store."""
+    from cellquilt.readers import convert_slide
+
+    convert_slide(**arguments)
+
+
+@click.command()
+@click.argument("store", type=_PATH)
+@_output
+@_overwrite
+@settings_options("resources", own="tissue")
+def tissue(**arguments: Any) -> None:
+    """Find the tissue: the shapes element region_of_interest."""
+    from cellquilt.segment.stages import find_tissue
+
+    find_tissue(**arguments)
+
+
+@click.group()
+def patchify() -> None:
+    """Cut a slide into patches."""
+
+
+@patchify.command("image")
+@click.argument("store", type=_PATH)
+@click.option("--tissue", type=_PATH, help="Store with region_of_interest; default: the store itself, if it has one.")
+@click.option("--bundles", type=_PATH, help="Folder for the bundles of patches.")
+@_output
+@_overwrite
+@settings_options("patch", "segmentation", "cellpose", "generic", "resources")
+def patchify_image(**arguments: Any) -> None:
+    """Cut the image into overlapping patches: the shapes element image_patches, and bundles to segment."""
+    from cellquilt.segment.stages import patchify_image
+
+    patchify_image(**arguments)
+
+
+@click.group()
+def segment() -> None:
+    """Segment the patches of a bundle, or of a store that has been patchified."""
+
+
+def _segment_command(method: str) -> click.Command:
+    @click.command(method, help=f"Segment with {method}.")
+    @click.argument("source", type=_PATH)
+    @_output
+    @_overwrite
+    @settings_options("segmentation", "patch", "resources", own=method)
+    def command(**arguments: Any) -> None:
+        from cellquilt.segment.stages import segment_source
+
+        segment_source(method=method, **arguments)
+
+    return command
+
+
+for _method in METHODS:
+    if _method != "vendor":  # the machine's own cells are taken by `resolve`
+        segment.add_command(_segment_command(_method))
+
+
+@click.command()
+@click.argument("paths", type=_PATH, nargs=-1, required=True)
+@_output
+@_overwrite
+@settings_options("segmentation", "resources", own="resolve")
+def resolve(paths: tuple[Path, ...], settings: Settings, **arguments: Any) -> None:
+    """Put the patches' cells together and grow nuclei to cells.
+
+    PATHS are a method's name (optional), the slide's store, and the patches' results (default: those in the store).
+    """
+    from cellquilt.resolve.stage import resolve_slide
+
+    if str(paths[0]) in METHODS:
+        settings = Settings({**settings.given, "segmentation": str(paths[0])})
+        paths = paths[1:]
+    if not paths:
+        raise click.UsageError("name the slide's store")
+    resolve_slide(paths[0], paths[1:], settings=settings, **arguments)
+
+
+@click.command()
+@click.argument("store", type=_PATH)
+@click.option("--cells", type=_PATH, help="Store with cell_boundaries; default: the store itself.")
+@_output
+@_overwrite
+@settings_options("resources", own="aggregate", extra=("metadata",))
+@click.option("--metadata", hidden=True, help="The sample's metadata.")
+def aggregate(**arguments: Any) -> None:
+    """Count transcripts and measure channels in cells: the table, and the transcripts with their cells."""
+    from cellquilt.aggregate.stage import aggregate_slide
+
+    aggregate_slide(**arguments)
+
+
+@click.command()
+@click.argument("parts", type=_PATH, nargs=-1, required=True)
+@click.option("-o", "--output", type=_PATH, required=True, help="The store to make.")
+@click.option("--qc", type=_PATH, help="File for the numbers and the verdict (JSON).")
+@_overwrite
+@settings_options("resources", own="report")
+def assemble(**arguments: Any) -> None:
+    """Put a sample's raw store and what the steps added together into one store."""
+    from cellquilt.report.stage import assemble_slide
+
+    assemble_slide(**arguments)
+
+
+@click.command()
+@click.argument("store", type=_PATH)
+@click.option("--qc", type=_PATH, help="The sample's qc.json; default: computed from the store.")
+@click.option("--truth", type=_PATH, help="Folder with the truth of a simulated slide.")
+@click.option("-o", "--output", type=_PATH, required=True, help="The page to write.")
+@_overwrite
+@settings_options("resources", own="report")
+def report(**arguments: Any) -> None:
+    """Write a sample's report: one self-contained page."""
+    from cellquilt.report.stage import report_slide
+
+    report_slide(**arguments)
+
+
+@click.command()
+@click.argument("qcs", type=_PATH, nargs=-1)
+@click.option("--samples", "names", required=True, help="Names of all samples, comma-separated.")
+@click.option("-o", "--output", type=_PATH, required=True, help="The table to write.")
+@_overwrite
+def samples(**arguments: Any) -> None:
+    """Write the table of all samples of a run, failed ones too."""
+    from cellquilt.report.stage import samples_table
+
+    samples_table(**arguments)
+
+
+@click.command()
+@click.argument("store", type=_PATH)
+@click.option("--tissue", type=_PATH, help="Store with region_of_interest.")
+@click.option("-o", "--output", type=_PATH, required=True, help="The page to write.")
+@_overwrite
+@settings_options("preview", "patch", "segmentation", "cellpose", "generic", "resolve", "aggregate", "resources")
+def preview(**arguments: Any) -> None:
+    """Segment a few windows with every combination of some parameters: one page of outlines."""
+    from cellquilt.report.preview import preview_slide
+
+    preview_slide(**arguments)

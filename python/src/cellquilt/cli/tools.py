@@ -1,0 +1,92 @@
+"""Verbs around the pipeline: simulated and demo inputs, checks, and how a store was made."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("output", type=_PATH)
+@click.option("--preset", default="default", show_default=True, help="How hard the slide is: default or hard.")
+@click.option("--slides", default=1, show_default=True, type=click.IntRange(1), help="How many slides.")
+@click.option("--width-px", default=2048, show_default=True, type=click.IntRange(64), help="Width in pixels.")
+@click.option("--height-px", type=click.IntRange(64), help="Height in pixels; default: the width.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed.")
+@click.option("--format", "file_format", default="ome_tif", show_default=True, help="ome_tif or merscope.")
+def simulate(output: Path, file_format: str, **options: Any) -> None:
+    """Simulate slides whose cells, types, domains and transcripts are known, with a sheet to run them."""
+    import cellquilt
+
+    cellquilt.simulate(output, format=file_format, **options)
+    click.echo(f"{output / 'sheet.csv'}")
+
+
+@click.command()
+@click.argument("sheet", type=_PATH)
+@click.argument("parameters", nargs=-1, metavar="[NAME=VALUE]...")
+def check(sheet: Path, parameters: tuple[str, ...]) -> None:
+    """Check a sample sheet and parameters as the pipeline does before it starts; all mistakes at once."""
+    from cellquilt.core.errors import CellquiltError
+    from cellquilt.core.sheet import check_params, read_sheet
+
+    given = {}
+    for parameter in parameters:
+        name, equals, value = parameter.partition("=")
+        if not equals:
+            raise CellquiltError("usage", f'"{parameter}" is not NAME=VALUE', "for example expand_um=3")
+        given[name] = value
+    check_params(given)
+    rows = read_sheet(sheet)
+    click.echo(f"{sheet}: {len(rows)} sample{'s' if len(rows) != 1 else ''}, no mistakes")
+
+
+@click.group()
+def demo() -> None:
+    """The demo's input and result."""
+
+
+@demo.command("input")
+@click.argument("output", type=_PATH)
+def demo_input(output: Path) -> None:
+    """Make the demo's input: a real micrograph of nuclei, a simulated slide, and the sheet. Keeps what is there."""
+    from cellquilt.simulate.demo import make_demo_input
+
+    click.echo(make_demo_input(output))
+
+
+@demo.command("show")
+@click.argument("outdir", type=_PATH)
+def demo_show(outdir: Path) -> None:
+    """Show the table of a finished run, and where its reports lie."""
+    from cellquilt.report.summary import summary_table
+
+    click.echo(summary_table(outdir))
+
+
+@click.command()
+@click.argument("store", type=_PATH)
+def provenance(store: Path) -> None:
+    """Show how a store was made: versions, parameters, time and memory of every stage."""
+    from cellquilt.core.store import Store
+
+    click.echo(json.dumps(Store(store).attributes, indent=2, sort_keys=True))
+
+
+@click.command()
+def doctor() -> None:
+    """Show which engines and libraries this environment has."""
+    import importlib.metadata
+    import platform
+
+    from cellquilt import __version__
+
+    click.echo(f"cellquilt {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    for package in ("numpy", "zarr", "pyarrow", "shapely", "numba", "spatialdata", "anndata", "cellpose", "torch"):
+        try:
+            click.echo(f"  {package:<12} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            click.echo(f"  {package:<12} not installed")

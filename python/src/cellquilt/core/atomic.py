@@ -1,0 +1,77 @@
+"""Atomic writes: a result is either whole under its name or not there at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cellquilt.core.errors import CellquiltError
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}.partial")
+
+
+def _refuse_existing(target: Path, overwrite: bool) -> None:
+    if target.exists() and not overwrite:
+        raise CellquiltError("output-exists", f"{target} exists already", "choose another --output or add --overwrite")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_path(target: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
+    """A path beside `target` to write a file or a folder to; renamed to `target` on success, removed on failure.
+
+    Parameters
+    ----------
+    target
+        The file or folder to make.
+    overwrite
+        Replace what stands there. The old one stays until the new one is complete.
+
+    Raises
+    ------
+    CellquiltError
+        ``output-exists`` if the target exists and `overwrite` is not set; ``disk-full`` and ``output-not-writable``
+        when the file system refuses.
+    """
+    target = Path(target)
+    _refuse_existing(target, overwrite)
+    aside = _aside(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove(aside)
+        yield aside
+        if target.exists():
+            old = target.with_name(f".{target.name}.{os.getpid()}.old")
+            target.rename(old)
+            aside.rename(target)
+            _remove(old)
+        else:
+            aside.rename(target)
+    except OSError as error:
+        raise as_user_error(error, target) from error
+    finally:
+        _remove(aside)
+
+
+def as_user_error(error: OSError, target: Path) -> OSError | CellquiltError:
+    """Turn the operating system's refusals that a user can mend into errors that say how."""
+    import errno
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CellquiltError(
+            "disk-full", f"no space left while writing {target}", "free some space or point the output elsewhere"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return CellquiltError(
+            "output-not-writable", f"cannot write {target}: {error.strerror}", "check the folder's permissions"
+        )
+    return error

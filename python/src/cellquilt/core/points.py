@@ -1,0 +1,150 @@
+"""Points: SpatialData points elements, written in parts and read in batches, never whole."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cellquilt.core import zarr_json
+from cellquilt.core.transforms import Affine, from_ngff, to_ngff
+
+_FOLDER = "points.parquet"
+ROWS_PER_PART = 4_000_000
+
+
+class PointsWriter:
+    """Write a points element batch by batch.
+
+    Parameters
+    ----------
+    element
+        The element's folder inside a store, for example ``store/points/transcripts``.
+    transforms
+        Coordinate system → (3, 3) map from the element's own x, y (µm).
+    feature_key
+        Name of the gene column.
+
+    Notes
+    -----
+    Every batch becomes one row group, and a new part starts after `ROWS_PER_PART` rows, so that readers can stream
+    and dask can split. Dictionary columns are stored with one common dictionary a part by Parquet itself.
+    """
+
+    def __init__(self, element: Path, transforms: Mapping[str, Affine], feature_key: str = "gene") -> None:
+        self.element = element
+        self.transforms = transforms
+        self.feature_key = feature_key
+        self.n_rows = 0
+        self._folder = element / _FOLDER
+        self._folder.mkdir(parents=True)
+        self._part = 0
+        self._rows_in_part = 0
+        self._writer: pq.ParquetWriter | None = None
+        self._schema: pa.Schema | None = None
+
+    def write(self, table: pa.Table) -> None:
+        """Append a batch; all batches have the same columns.
+
+        An empty batch is written only if it is the first, so that an empty element keeps its columns.
+        """
+        if self._schema is None:
+            self._schema = table.schema.remove_metadata()
+        elif table.num_rows == 0:
+            return
+        table = table.replace_schema_metadata(None).cast(self._schema)
+        if self._writer is None or self._rows_in_part >= ROWS_PER_PART:
+            self._close_part()
+            self._writer = pq.ParquetWriter(
+                self._folder / f"part.{self._part}.parquet", self._schema, compression="zstd", compression_level=1
+            )
+        self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
+        self._rows_in_part += table.num_rows
+        self.n_rows += table.num_rows
+
+    def _close_part(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+            self._part += 1
+            self._rows_in_part = 0
+
+    def __enter__(self) -> "PointsWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            if self._writer is not None:
+                self._writer.close()
+            return
+        if self._schema is None:
+            raise ValueError(f"{self.element}: a points element needs at least one (possibly empty) batch")
+        self._close_part()
+        axes = ("x", "y", "z") if "z" in self._schema.names else ("x", "y")
+        zarr_json.write_group(
+            self.element,
+            {
+                "encoding-type": "ngff:points",
+                "axes": list(axes),
+                "coordinateTransformations": to_ngff(self.transforms, axes),
+                "spatialdata_attrs": {"feature_key": self.feature_key, "version": "0.2"},
+            },
+        )
+
+
+def _parts(element: Path) -> list[Path]:
+    folder = element / _FOLDER
+    if folder.is_file():
+        return [folder]
+    return sorted(folder.glob("*.parquet"), key=lambda path: (len(path.name), path.name))
+
+
+def iter_points(element: Path, columns: Sequence[str] | None = None, batch_rows: int = 1_000_000) -> Iterator[pa.Table]:
+    """Read a points element in file order.
+
+    Parameters
+    ----------
+    element
+        The element's folder.
+    columns
+        Which columns; all by default.
+    batch_rows
+        At most so many rows at a time: the bound of the memory it takes.
+    """
+    for part in _parts(element):
+        with pq.ParquetFile(part, read_dictionary=_string_columns(part)) as file:
+            for batch in file.iter_batches(batch_size=batch_rows, columns=list(columns) if columns else None):
+                yield pa.Table.from_batches([batch])
+
+
+def _string_columns(part: Path) -> list[str]:
+    schema = pq.read_schema(part)
+    return [
+        field.name
+        for field in schema
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type) or pa.types.is_dictionary(field.type)
+    ]
+
+
+def points_columns(element: Path) -> list[str]:
+    """Names of the columns."""
+    return [name for name in pq.read_schema(_parts(element)[0]).names if not name.startswith("__")]
+
+
+def count_points(element: Path) -> int:
+    """Number of rows, from the files' footers."""
+    return sum(pq.read_metadata(part).num_rows for part in _parts(element))
+
+
+def points_transforms(element: Path) -> dict[str, Affine]:
+    """The maps from the points' own coordinates."""
+    return from_ngff(zarr_json.read_attributes(element)["coordinateTransformations"])
+
+
+def xy(table: pa.Table) -> np.ndarray:
+    """The (n, 2) float64 coordinates of a batch."""
+    return np.column_stack([table.column(axis).to_numpy().astype(np.float64, copy=False) for axis in ("x", "y")])

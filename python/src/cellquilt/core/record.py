@@ -1,0 +1,51 @@
+"""What a run leaves behind about itself: parameters, versions, time, peak memory."""
+
+import platform
+import resource
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from cellquilt import __version__
+
+
+def peak_rss_mb() -> float:
+    """Peak resident memory of this process in MiB."""
+    # Linux counts in KiB, macOS in bytes.
+    divisor = 1024 if platform.system() == "Linux" else 1024**2
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / divisor
+
+
+@dataclass
+class Record:
+    """The record of one stage of one sample.
+
+    Attributes
+    ----------
+    stage
+        Name of the stage, for example ``"convert"``.
+    sample
+        The sample's name.
+    parameters
+        The settings in force, by name.
+    facts
+        Numbers that the stage reports.
+    """
+
+    stage: str
+    sample: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic, repr=False)
+
+    def finish(self) -> dict[str, Any]:
+        """The record as plain data, with the time and memory taken so far."""
+        return {
+            "stage": self.stage,
+            "sample": self.sample,
+            "version": __version__,
+            "parameters": self.parameters,
+            "facts": self.facts,
+            "seconds": round(time.monotonic() - self.started, 3),
+            "peak_rss_mb": round(peak_rss_mb(), 1),
+        }

@@ -1,0 +1,574 @@
+"""The one table of settings.
+
+The pipeline's schema (`nextflow_schema.json`), its parameter defaults (`conf/params.config`), the options of the
+command line and the page `docs/parameters.md` are generated from `SETTINGS`; the API's signatures are compared with it
+by a test. Nothing else states a default.
+
+Lengths end in ``_um`` (microns, the default way) or ``_px`` (pixels of the main image, beside them); areas in ``_um2``.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cellquilt.core.errors import CellquiltError, SeveralErrors, did_you_mean
+
+Kind = Literal["int", "float", "str", "bool", "list"]
+Value = int | float | str | bool | list[str] | None
+
+TECHNOLOGIES = ("merscope", "ome_tif")
+METHODS = ("cellpose", "generic", "vendor")
+
+#: Group of settings → what it is about, and the pipeline stages that are handed its values.
+GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "run": ("Input, output and how the run behaves", ()),
+    "preview": ("Try parameters on a few windows", ("preview",)),
+    "convert": ("Reading the machine's output", ("convert",)),
+    "tissue": ("Finding the tissue", ("tissue",)),
+    "patch": ("Cutting the slide into patches", ("patchify", "preview")),
+    "segmentation": ("Choice of the segmentation method", ("patchify", "segment", "resolve", "preview")),
+    "cellpose": ("Cellpose", ("patchify", "segment", "preview")),
+    "generic": ("Any Python function as segmenter", ("patchify", "segment", "preview")),
+    "resolve": ("Putting patches together, nuclei to cells", ("resolve", "preview")),
+    "aggregate": ("Counting transcripts and measuring channels", ("aggregate", "preview")),
+    "report": ("Quality control and reports", ("report",)),
+    "resources": ("Limits", ("convert", "tissue", "patchify", "segment", "resolve", "aggregate", "report")),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting.
+
+    Attributes
+    ----------
+    name
+        Name as pipeline parameter and sheet column; ``<step>_<keyword>`` where a step has its own.
+    group
+        Key of `GROUPS`.
+    kind
+        Type of the value; ``list`` is a comma-separated list of strings.
+    default
+        Value where the user says nothing; None means that it is decided from the data or another setting.
+    help
+        One sentence, with the unit.
+    keyword
+        Name as keyword of the API and option of the command line, where it differs from `name`.
+    aliases
+        Other names that are understood.
+    choices, minimum, maximum, pattern
+        What is allowed.
+    per_sample
+        Whether a column of the sheet may override it.
+    """
+
+    name: str
+    group: str
+    kind: Kind
+    default: Value
+    help: str
+    keyword: str = ""
+    aliases: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    pattern: str = ""
+    per_sample: bool = True
+    required: bool = False
+    hidden: bool = False
+
+    @property
+    def api_name(self) -> str:
+        """Keyword in the API, and (with dashes) option on the command line."""
+        return self.keyword or self.name
+
+
+def _run(name: str, kind: Kind, default: Value, text: str, **rest: Any) -> Setting:
+    return Setting(name, "run", kind, default, text, per_sample=False, **rest)
+
+
+SETTINGS: tuple[Setting, ...] = (
+    # --- run
+    _run("input", "str", None, "Sample sheet (CSV or TSV): one row a slide.", required=True),
+    _run("outdir", "str", None, "Folder for the results.", required=True),
+    _run(
+        "publish_dir_mode",
+        "str",
+        "copy",
+        "How results are published; anything but copies lets an edit of the results corrupt the work folder.",
+        choices=("copy", "copyNoFollow", "move", "link", "rellink", "symlink"),
+        hidden=True,
+    ),
+    _run("help", "bool", False, "Show the parameters and stop."),
+    _run("help_full", "bool", False, "Show all parameters, hidden ones too, and stop.", hidden=True),
+    _run("max_retries", "int", 2, "How often a task is tried again after running out of memory or time.", minimum=0),
+    # --- preview
+    Setting(
+        "preview",
+        "preview",
+        "int",
+        0,
+        "Try N windows of every slide instead of a full run.",
+        minimum=0,
+        per_sample=False,
+    ),
+    Setting(
+        "preview_grid",
+        "preview",
+        "str",
+        None,
+        "Parameters to try: 'cellpose_diameter_um=8,10,12;expand_um=3,5'.",
+        per_sample=False,
+    ),
+    Setting(
+        "preview_size_um", "preview", "float", 100.0, "Width of a preview window in µm.", minimum=10, per_sample=False
+    ),
+    Setting("preview_seed", "preview", "int", 0, "Seed of the choice of windows.", minimum=0, per_sample=False),
+    # --- convert
+    Setting(
+        "pixel_size_um", "convert", "float", None, "Pixel size in µm, where the file does not say it.", minimum=1e-6
+    ),
+    Setting(
+        "z",
+        "convert",
+        "str",
+        "max",
+        "Plane to segment: a plane index, or the projection max, mean or middle.",
+        pattern=r"^(max|mean|middle|\d+)$",
+    ),
+    Setting(
+        "z_step_um", "convert", "float", 1.5, "Distance of z-planes in µm, where the file does not say it.", minimum=0
+    ),
+    Setting("x_column", "convert", "str", None, "Column of the transcript table with x."),
+    Setting("y_column", "convert", "str", None, "Column of the transcript table with y."),
+    Setting("z_column", "convert", "str", None, "Column of the transcript table with z."),
+    Setting("gene_column", "convert", "str", None, "Column of the transcript table with the gene."),
+    Setting("transcripts_unit", "convert", "str", "um", "Unit of x and y in a transcript table.", choices=("um", "px")),
+    Setting("chunk_px", "convert", "int", 2048, "Chunk width of the stored image in pixels.", minimum=64, hidden=True),
+    # --- tissue
+    Setting(
+        "tissue_mode",
+        "tissue",
+        "str",
+        "auto",
+        "How tissue is found: by staining, by saturation (H&E), or none (the whole image).",
+        keyword="mode",
+        choices=("auto", "staining", "saturation", "none"),
+    ),
+    # --- patch
+    Setting("patch_width_um", "patch", "float", None, "Width of a patch in µm; default: 2048 pixels.", minimum=1),
+    Setting(
+        "patch_width_px",
+        "patch",
+        "int",
+        None,
+        "Width of a patch in pixels.",
+        aliases=("patch_width", "patch_width_pixel"),
+        minimum=64,
+    ),
+    Setting(
+        "patch_overlap_um",
+        "patch",
+        "float",
+        None,
+        "Overlap of patches in µm; default: four expected diameters, a halo of two on either side.",
+        minimum=0,
+    ),
+    Setting(
+        "patch_overlap_px",
+        "patch",
+        "int",
+        None,
+        "Overlap of patches in pixels.",
+        aliases=("patch_overlap", "patch_overlap_pixel"),
+        minimum=0,
+    ),
+    Setting(
+        "patches_per_task",
+        "patch",
+        "int",
+        8,
+        "Patches in one segmentation task; start-up and model loading are paid once a task.",
+        minimum=1,
+    ),
+    Setting(
+        "normalize",
+        "patch",
+        "str",
+        "field",
+        "Intensity normalisation: percentiles of the tissue, by field or one pair for the slide, or none.",
+        choices=("field", "global", "none"),
+    ),
+    Setting("normalize_low", "patch", "float", 1.0, "Lower percentile that becomes 0.", minimum=0, maximum=100),
+    Setting("normalize_high", "patch", "float", 99.0, "Upper percentile that becomes 1.", minimum=0, maximum=100),
+    Setting("normalize_field_um", "patch", "float", 500.0, "Spacing of the normalisation grid in µm.", minimum=10),
+    Setting("seed", "patch", "int", 0, "Seed of everything that samples.", minimum=0),
+    # --- segmentation
+    Setting("segmentation", "segmentation", "str", "cellpose", "Segmentation method.", choices=METHODS),
+    Setting(
+        "on_patch_error",
+        "segmentation",
+        "str",
+        "fail",
+        "What an engine's error on one patch does: fail the slide, or skip the patch and say so.",
+        choices=("fail", "skip"),
+    ),
+    Setting(
+        "min_area_um2",
+        "segmentation",
+        "float",
+        0.0,
+        "Segmented objects below this area (µm²) are not cells.",
+        keyword="min_area_um2",
+        minimum=0,
+    ),
+    # --- cellpose
+    Setting(
+        "cellpose_model",
+        "cellpose",
+        "str",
+        "nuclei",
+        "The shipped model 'nuclei', or the path of a model file.",
+        keyword="model",
+    ),
+    Setting(
+        "cellpose_generation",
+        "cellpose",
+        "str",
+        "3",
+        "Generation of the library: 3 (CPnet models) or 4 (SAM).",
+        keyword="generation",
+        choices=("3", "4"),
+    ),
+    Setting(
+        "cellpose_channels",
+        "cellpose",
+        "list",
+        None,
+        "Channels to segment: one, or cytoplasm then nucleus; default: the nuclear stain.",
+        keyword="channels",
+    ),
+    Setting(
+        "cellpose_diameter_um",
+        "cellpose",
+        "float",
+        None,
+        "Expected diameter in µm; default: estimated once a slide.",
+        keyword="diameter_um",
+        minimum=0.1,
+    ),
+    Setting(
+        "cellpose_diameter_px",
+        "cellpose",
+        "float",
+        None,
+        "Expected diameter in pixels.",
+        keyword="diameter",
+        aliases=("cellpose_diameter",),
+        minimum=1,
+    ),
+    Setting(
+        "cellpose_flow_threshold",
+        "cellpose",
+        "float",
+        0.4,
+        "Largest flow error of a mask; 0 keeps all.",
+        keyword="flow_threshold",
+        minimum=0,
+    ),
+    Setting(
+        "cellpose_cellprob_threshold",
+        "cellpose",
+        "float",
+        0.0,
+        "Smallest cell log-probability of a pixel.",
+        keyword="cellprob_threshold",
+    ),
+    Setting("cellpose_gpu", "cellpose", "bool", False, "Use a GPU.", keyword="gpu"),
+    Setting(
+        "cellpose_batch_size",
+        "cellpose",
+        "int",
+        8,
+        "Network tiles in one batch.",
+        keyword="batch_size",
+        minimum=1,
+        hidden=True,
+    ),
+    # --- generic
+    Setting(
+        "generic_function",
+        "generic",
+        "str",
+        None,
+        "Importable segmenter 'module:function', (C, Y, X) image to (Y, X) labels.",
+        keyword="function",
+        pattern=r"^[\w.]+:[\w.]+$",
+    ),
+    Setting("generic_kwargs", "generic", "str", "{}", "Keyword arguments of the function as JSON.", keyword="kwargs"),
+    Setting(
+        "generic_channels",
+        "generic",
+        "list",
+        None,
+        "Channels given to the function; default: the nuclear stain.",
+        keyword="channels",
+    ),
+    Setting(
+        "generic_diameter_um",
+        "generic",
+        "float",
+        10.0,
+        "Expected diameter in µm; sets the halo.",
+        keyword="diameter_um",
+        minimum=0.1,
+    ),
+    # --- resolve
+    Setting(
+        "resolve_threshold",
+        "resolve",
+        "float",
+        0.5,
+        "Two cells of different patches are the same from this overlap / smaller area on.",
+        keyword="threshold",
+        minimum=0.01,
+        maximum=1,
+    ),
+    Setting(
+        "resolve_rule",
+        "resolve",
+        "str",
+        "choose",
+        "Choose one of several copies, or merge them (union, as Sopa).",
+        keyword="rule",
+        choices=("choose", "union"),
+    ),
+    Setting(
+        "expand_um",
+        "resolve",
+        "float",
+        None,
+        "Growth of nuclei to cells in µm; default: 5 for nuclear models, 0 for others.",
+        minimum=0,
+    ),
+    # --- aggregate
+    Setting(
+        "count_z",
+        "aggregate",
+        "str",
+        "all",
+        "Count transcripts of all planes, or of the segmented plane only.",
+        choices=("all", "same"),
+    ),
+    Setting(
+        "average_intensities",
+        "aggregate",
+        "bool",
+        True,
+        "Measure mean, minimum and maximum of every channel in every cell.",
+        aliases=("aggregate_channels",),
+    ),
+    Setting("min_transcripts", "aggregate", "int", 0, "Cells with fewer counted transcripts fail QC.", minimum=0),
+    Setting("min_cell_area_um2", "aggregate", "float", 0.0, "Cells smaller than this (µm²) fail QC.", minimum=0),
+    Setting("max_cell_area_um2", "aggregate", "float", None, "Cells larger than this (µm²) fail QC.", minimum=0),
+    Setting("drop_failed", "aggregate", "bool", False, "Remove cells that fail QC instead of marking them."),
+    Setting(
+        "min_qv",
+        "convert",
+        "float",
+        20.0,
+        "Transcripts below this quality value are not counted (where the machine gives one).",
+        minimum=0,
+    ),
+    # --- report
+    Setting(
+        "report_truth",
+        "report",
+        "bool",
+        True,
+        "Score against the truth where a simulated slide brings it.",
+        hidden=True,
+    ),
+    # --- resources
+    Setting(
+        "memory_mb",
+        "resources",
+        "int",
+        1500,
+        "Memory a task may use for data in MB; work is cut to fit.",
+        minimum=200,
+        per_sample=False,
+        hidden=True,
+    ),
+    Setting(
+        "threads",
+        "resources",
+        "int",
+        1,
+        "Threads of engines and numerical libraries in a task; part of the result's identity.",
+        minimum=1,
+        per_sample=False,
+        hidden=True,
+    ),
+)
+
+BY_NAME: dict[str, Setting] = {setting.name: setting for setting in SETTINGS}
+ALIASES: dict[str, str] = {alias: setting.name for setting in SETTINGS for alias in setting.aliases}
+
+
+def default(name: str) -> Any:
+    """The default of a setting."""
+    return BY_NAME[name].default
+
+
+def of_stage(stage: str) -> list[Setting]:
+    """The settings that a pipeline stage is handed."""
+    return [setting for setting in SETTINGS if stage in GROUPS[setting.group][1]]
+
+
+def check(setting: Setting, value: Any) -> Value:
+    """A value as the setting's type, from text or from JSON.
+
+    Raises
+    ------
+    CellquiltError
+        ``parameter-type``, ``parameter-range`` or ``parameter-choice``.
+    """
+    if value is None:
+        return None
+    typed = _typed(setting, value)
+    if setting.choices and typed not in setting.choices:
+        raise CellquiltError(
+            "parameter-choice",
+            f"{setting.name} is {_show(value)}; expected one of {', '.join(setting.choices)}",
+            did_you_mean(str(value), setting.choices),
+        )
+    if setting.pattern:
+        import re
+
+        if not re.search(setting.pattern, str(typed)):
+            raise CellquiltError("parameter-choice", f"{setting.name} is {_show(value)}; expected {setting.help}")
+    if isinstance(typed, int | float) and not isinstance(typed, bool):
+        below = setting.minimum is not None and typed < setting.minimum
+        above = setting.maximum is not None and typed > setting.maximum
+        if below or above or typed != typed:
+            raise CellquiltError("parameter-range", f"{setting.name} is {_show(value)}; expected {_range(setting)}")
+    return typed
+
+
+def _range(setting: Setting) -> str:
+    low = "" if setting.minimum is None else f"at least {setting.minimum:g}"
+    high = "" if setting.maximum is None else f"at most {setting.maximum:g}"
+    return " and ".join(part for part in (low, high) if part) or "a number"
+
+
+def _show(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+_KIND_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "text"}
+
+
+def _typed(setting: Setting, value: Any) -> Value:
+    wrong = CellquiltError("parameter-type", f"{setting.name} is {_show(value)}; expected {_KIND_NAMES[setting.kind]}")
+    match setting.kind:
+        case "bool":
+            if isinstance(value, bool):
+                return value
+            if str(value).lower() in ("true", "false"):
+                return str(value).lower() == "true"
+            raise wrong
+        case "int" | "float":
+            if isinstance(value, bool):
+                raise wrong
+            try:
+                number = float(value)
+            except (TypeError, ValueError):
+                raise wrong from None
+            if setting.kind == "float":
+                return number
+            if number != int(number):
+                raise wrong
+            return int(number)
+        case "list":
+            parts = value if isinstance(value, list | tuple) else str(value).split(",")
+            return [str(part).strip() for part in parts if str(part).strip()]
+        case _:
+            if isinstance(value, bool | dict | list):
+                raise wrong
+            return str(value)
+
+
+def resolve_name(name: str, known: Iterable[str] | None = None) -> str:
+    """The setting's name for a name or alias, in snake or kebab case.
+
+    Raises
+    ------
+    CellquiltError
+        ``parameter-unknown`` with the nearest known name.
+    """
+    snake = name.replace("-", "_")
+    names = list(BY_NAME if known is None else known)
+    found = ALIASES.get(snake, snake)
+    if found in names:
+        return found
+    raise CellquiltError("parameter-unknown", f'unknown parameter "{name}"', did_you_mean(snake, names))
+
+
+def check_all(values: Mapping[str, Any]) -> dict[str, Value]:
+    """Check many settings; all mistakes in one error.
+
+    Returns
+    -------
+    dict
+        Name → typed value, without those that are None.
+    """
+    errors: list[CellquiltError] = []
+    checked: dict[str, Value] = {}
+    for name, value in values.items():
+        try:
+            setting = BY_NAME[resolve_name(name)]
+            typed = check(setting, value)
+            if typed is not None:
+                checked[setting.name] = typed
+        except CellquiltError as error:
+            errors.append(error)
+    if errors:
+        raise SeveralErrors("parameters-invalid", "The parameters have mistakes:", errors)
+    return checked
+
+
+class Settings(Mapping[str, Any]):
+    """The values in force: what the user gave over the table's defaults.
+
+    Parameters
+    ----------
+    given
+        Name or alias → value; checked.
+
+    Examples
+    --------
+    >>> Settings(expand_um="3")["expand_um"]
+    3.0
+    """
+
+    def __init__(self, given: Mapping[str, Any] | None = None, /, **more: Any) -> None:
+        self.given = check_all({**(given or {}), **more})
+
+    def __getitem__(self, name: str) -> Any:
+        return self.given.get(name, BY_NAME[name].default)
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(BY_NAME)
+
+    def __len__(self) -> int:
+        return len(BY_NAME)
+
+    def of_stage(self, stage: str) -> dict[str, Any]:
+        """The values a stage depends on, for its record."""
+        return {setting.name: self[setting.name] for setting in of_stage(stage)}
+
+    def to_json(self, stage: str) -> str:
+        """The values a stage depends on as one line of JSON that is safe between single quotes in a shell."""
+        return json.dumps(self.of_stage(stage), sort_keys=True).replace("'", "\\u0027")

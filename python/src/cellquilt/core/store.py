@@ -1,0 +1,218 @@
+"""The store protocol: immutable stores that each task adds one of, and the one writer that puts them together.
+
+A *delta store* has SpatialData's layout on disk but holds only the elements that one task adds. Nothing ever writes
+into a store that it was given; `assemble` makes the published store from the raw one and all deltas.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cellquilt.core import zarr_json
+from cellquilt.core.atomic import atomic_path
+from cellquilt.core.errors import CellquiltError, did_you_mean
+
+KINDS = ("images", "labels", "points", "shapes", "tables")
+_SPATIALDATA_ATTRS = {"version": "0.2"}
+
+
+class Store:
+    """A SpatialData store on disk, whole or a delta.
+
+    Parameters
+    ----------
+    path
+        Its folder.
+
+    Raises
+    ------
+    CellquiltError
+        ``store-missing`` or ``store-unreadable``.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            raise CellquiltError("store-missing", f"{self.path} does not exist", "check the path")
+        if not zarr_json.is_group(self.path):
+            raise CellquiltError(
+                "store-unreadable", f"{self.path} is not a Zarr v3 store", "make one with `cellquilt convert`"
+            )
+
+    @property
+    def name(self) -> str:
+        """The store's name without ``.zarr`` and what a stage adds to it (``liver_1`` of ``liver_1.raw.zarr``)."""
+        return self.attributes.get("sample") or self.path.name.removesuffix(".zarr").removesuffix(".raw")
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What cellquilt wrote about the store (root attribute ``cellquilt``)."""
+        return zarr_json.read_attributes(self.path).get("cellquilt", {})
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The records of the stages that made it."""
+        return self.attributes.get("records", [])
+
+    def annotate(self, **attributes: Any) -> None:
+        """Add to the root attribute ``cellquilt``; only on a store that is being made."""
+        zarr_json.update_attributes(self.path, {"cellquilt": {**self.attributes, **attributes}})
+
+    def add_record(self, record: Mapping[str, Any]) -> None:
+        """Append a stage's record; only on a store that is being made."""
+        self.annotate(records=[*self.records, dict(record)])
+
+    def names(self, kind: str) -> list[str]:
+        """Names of the elements of one kind, sorted."""
+        folder = self.path / kind
+        if not folder.is_dir():
+            return []
+        return sorted(entry.name for entry in folder.iterdir() if (entry / "zarr.json").is_file())
+
+    def has(self, kind: str, name: str) -> bool:
+        """Whether there is such an element."""
+        return (self.path / kind / name / "zarr.json").is_file()
+
+    def element(self, kind: str, name: str) -> Path:
+        """The folder of an element that is there.
+
+        Raises
+        ------
+        CellquiltError
+            ``element-missing`` with the names that are there.
+        """
+        if not self.has(kind, name):
+            raise CellquiltError(
+                "element-missing",
+                f"{self.path} has no {kind} element {name!r}",
+                did_you_mean(name, self.names(kind)) if self.names(kind) else f"it has no {kind} at all",
+            )
+        return self.path / kind / name
+
+    def new_element(self, kind: str, name: str) -> Path:
+        """The folder of an element to write; only on a store that is being made."""
+        return self.path / kind / name
+
+
+@contextmanager
+def new_store(path: Path | str, *, sample: str, overwrite: bool = False) -> Iterator[Store]:
+    """Make a store; it stands under its name only when the block has ended well.
+
+    Parameters
+    ----------
+    path
+        Folder to make.
+    sample
+        The sample's name, kept in the attributes.
+    """
+    with atomic_path(path, overwrite=overwrite) as aside:
+        zarr_json.write_group(
+            aside,
+            {"spatialdata_attrs": _SPATIALDATA_ATTRS, "cellquilt": {"sample": sample, "records": []}},
+        )
+        for kind in KINDS:
+            zarr_json.write_group(aside / kind)
+        yield Store(aside)
+
+
+def add_element(store: Path, kind: str, name: str, write: Callable[[Path], None], *, overwrite: bool = False) -> None:
+    """Add an element to a store that the user named: the one in-place write that is allowed, and atomic.
+
+    Parameters
+    ----------
+    store
+        A whole store.
+    kind, name
+        Where it goes.
+    write
+        Called with the folder to write to.
+    overwrite
+        Replace an element of that name; without it that is an error.
+    """
+    parent = Store(store)
+    if not (parent.path / kind).is_dir():
+        zarr_json.write_group(parent.path / kind)
+    with atomic_path(parent.path / kind / name, overwrite=overwrite) as aside:
+        write(aside)
+    consolidate(parent.path)
+
+
+def consolidate(store: Path) -> None:
+    """Write the consolidated metadata that object stores need."""
+    import warnings
+
+    import zarr
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zarr warns that consolidation is not part of the v3 specification yet
+        zarr.consolidate_metadata(zarr.storage.LocalStore(store))
+
+
+def _link(source: str, target: str) -> None:
+    """A hard link where the file system can, else a copy. Never a symbolic link: task folders come and go."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def assemble(parts: Sequence[Path], output: Path, *, sample: str, attributes: Mapping[str, Any]) -> None:
+    """Put the raw store and all deltas together into one valid SpatialData store.
+
+    Parameters
+    ----------
+    parts
+        Stores; where two have an element of one name, the later one counts.
+    output
+        The store to make. It shares the parts' bytes by hard links where it can: publish it as a copy.
+    sample
+        The sample's name.
+    attributes
+        What goes into the root attribute ``cellquilt`` beside the parts' records.
+
+    Raises
+    ------
+    CellquiltError
+        ``assembly-invalid`` if spatialdata cannot read the result, or the table does not match its shapes.
+    """
+    chosen: dict[tuple[str, str], Path] = {}
+    records: list[dict[str, Any]] = []
+    for part in parts:
+        store = Store(part)
+        records += store.records
+        for kind in KINDS:
+            for name in store.names(kind):
+                chosen[kind, name] = store.element(kind, name)
+    with new_store(output, sample=sample) as assembled:
+        for (kind, name), source in sorted(chosen.items()):
+            shutil.copytree(os.path.realpath(source), assembled.new_element(kind, name), copy_function=_link)
+        assembled.annotate(**attributes, records=records)
+        consolidate(assembled.path)
+        _check(assembled)
+
+
+def _check(store: Store) -> None:
+    """Read an assembled store as its users will."""
+    import numpy as np
+    import spatialdata
+
+    try:
+        sdata = spatialdata.read_zarr(store.path)
+    except Exception as error:  # whatever spatialdata raises, the store is not one
+        raise CellquiltError("assembly-invalid", f"spatialdata cannot read the store: {error}") from error
+    for kind in KINDS:
+        there = sorted(getattr(sdata, kind))
+        if there != store.names(kind):
+            raise CellquiltError("assembly-invalid", f"spatialdata reads {kind} {there}, written {store.names(kind)}")
+    for name, table in sdata.tables.items():
+        annotation = table.uns.get("spatialdata_attrs")
+        if not annotation:
+            continue
+        region = annotation["region"]
+        ids = table.obs[annotation["instance_key"]].to_numpy()
+        index = sdata.shapes[region if isinstance(region, str) else region[0]].index.to_numpy()
+        if not np.array_equal(ids.astype(str), index.astype(str)):
+            raise CellquiltError("assembly-invalid", f"rows of {name} and of shapes {region} are not the same cells")

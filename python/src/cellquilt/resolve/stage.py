@@ -1,0 +1,217 @@
+"""The resolve step: from the patches' results, or the machine's own cells, to nuclei and cells with ids."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+
+from cellquilt.core.errors import CellquiltError
+from cellquilt.core.log import LOG
+from cellquilt.core.record import Record
+from cellquilt.core.settings import Settings
+from cellquilt.core.shapes import ShapesTable, read_geoparquet, read_shapes, write_shapes
+from cellquilt.core.store import Store, add_element, new_store
+from cellquilt.core.transforms import Affine, apply, length_scale
+
+#: Folder inside a store where `cellquilt segment STORE` leaves the patches' results for `cellquilt resolve STORE`.
+PATCH_RESULTS = ".cellquilt"
+_RATIO_BINS = 20
+
+
+def resolve_slide(
+    raw: Path,
+    patch_results: Sequence[Path] = (),
+    *,
+    settings: Settings,
+    output: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Make `nucleus_boundaries` and `cell_boundaries` of a slide.
+
+    Parameters
+    ----------
+    raw
+        The slide's store: its image gives pixel size and extent, its `vendor_cells` the cells of method ``vendor``.
+    patch_results
+        GeoParquet files of the patches' cells, in any order.
+    settings
+        Group ``resolve`` and the method.
+    output
+        Delta store to make; None adds the elements to `raw`.
+    overwrite
+        Replace what stands there.
+
+    Returns
+    -------
+    pathlib.Path
+        The store with the result.
+
+    Raises
+    ------
+    CellquiltError
+        ``no-patch-results``, ``vendor-cells-missing``, or what the store says.
+    """
+    store = Store(raw)
+    method = settings["segmentation"]
+    record = Record("resolve", store.name, settings.of_stage("resolve"))
+    if method == "vendor":
+        found = _vendor_cells(store, settings)
+        facts: dict[str, Any] = {"method": "vendor", "n_cut": 0, "conflict_rate": 0.0, "patches": []}
+    else:
+        found, facts = _from_patches(store, patch_results or _results_in(store, method), settings)
+    record.facts.update(facts)
+    shapes = _number(store.name, found)
+    record.facts["n_cells"] = len(shapes["cell_boundaries"])
+    LOG.info("%s: %d cells", store.name, len(shapes["cell_boundaries"]))
+
+    if output is None:
+        for name, table in sorted(shapes.items()):
+            add_element(
+                raw, "shapes", name, lambda element, table=table: write_shapes(element, table), overwrite=overwrite
+            )
+        return raw
+    with new_store(output, sample=store.name, overwrite=overwrite) as delta:
+        for name, table in sorted(shapes.items()):
+            write_shapes(delta.new_element("shapes", name), table)
+        delta.add_record(record.finish())
+    return output
+
+
+def _image_frame(store: Store) -> tuple[dict[str, Affine], tuple[int, int]]:
+    from cellquilt.core.images import open_image
+
+    image = open_image(store.path)
+    return image.transforms, (image.shape[1], image.shape[2])
+
+
+def _results_in(store: Store, method: str) -> list[Path]:
+    files = sorted((store.path / PATCH_RESULTS / method).glob("*.parquet"))
+    if not files:
+        raise CellquiltError(
+            "no-patch-results",
+            f"{store.path} holds no results of {method}",
+            f"run `cellquilt segment {method} {store.path}` first",
+        )
+    return files
+
+
+def _from_patches(
+    store: Store, files: Sequence[Path], settings: Settings
+) -> tuple[dict[str, ShapesTable], dict[str, Any]]:
+    from cellquilt.resolve import expand_nuclei, resolve_cells, split_overlaps
+
+    geometry, columns, patches, tasks = _read_results(files)
+    transforms, (height, width) = _image_frame(store)
+    resolution = resolve_cells(
+        geometry,
+        columns["patch"],
+        columns["cut"],
+        columns["depth_px"],
+        threshold=settings["resolve_threshold"],
+        rule=settings["resolve_rule"],
+    )
+    segmented = split_overlaps(resolution.geometry)
+    table = ShapesTable(
+        np.arange(len(segmented)).astype(str),
+        segmented,
+        {"patch": columns["patch"][resolution.source], "merged": np.asarray(resolution.merged, dtype=bool)},
+        transforms,
+    )
+    nuclear = bool(tasks and tasks[0].get("nuclear", True))
+    expand_um = settings["expand_um"] if settings["expand_um"] is not None else (5.0 if nuclear else 0.0)
+    pixel_size_um = length_scale(transforms["microns"])
+    shapes = {"cell_boundaries": table}
+    if nuclear:
+        grown = expand_nuclei(segmented, expand_um / pixel_size_um, (height, width))
+        shapes = {
+            "nucleus_boundaries": table,
+            "cell_boundaries": ShapesTable(table.ids, grown, dict(table.columns), transforms),
+        }
+    counts, _ = np.histogram(resolution.overlap_ratios, bins=_RATIO_BINS, range=(0.0, 1.0))
+    facts = {
+        "method": settings["segmentation"],
+        "expand_um": expand_um,
+        "n_segmented": len(geometry),
+        "n_conflicts": int(resolution.n_conflicts),
+        "conflict_rate": float(resolution.n_conflicts) / max(len(segmented), 1),
+        "n_cut": int(resolution.n_cut),
+        "n_merged": int(np.count_nonzero(resolution.merged)),
+        "overlap_ratio_histogram": counts.tolist(),
+        "patches": patches,
+        "tasks": tasks,
+    }
+    return shapes, facts
+
+
+def _read_results(
+    files: Sequence[Path],
+) -> tuple[np.ndarray, dict[str, np.ndarray], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Cells of all patches in the order of (patch, label), the patches' records and the tasks' records."""
+    geometries: list[np.ndarray] = []
+    columns: dict[str, list[np.ndarray]] = {"patch": [], "label": [], "cut": [], "depth_px": []}
+    patches: list[dict[str, Any]] = []
+    tasks: list[dict[str, Any]] = []
+    for file in files:
+        geometry, table, metadata = read_geoparquet(file)
+        missing = [name for name in columns if name not in table.schema.names]
+        if missing:
+            raise CellquiltError("patch-result-invalid", f"{file} lacks the columns {', '.join(missing)}")
+        geometries.append(geometry)
+        for name, parts in columns.items():
+            parts.append(table.column(name).to_numpy(zero_copy_only=False))
+        patches += metadata.get("patches", [])
+        tasks.append({key: value for key, value in metadata.items() if key != "patches"})
+    stacked = {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in columns.items()}
+    geometry = np.concatenate(geometries) if geometries else np.zeros(0, dtype=object)
+    order = np.lexsort((stacked["label"], stacked["patch"]))
+    patches.sort(key=lambda patch: patch["index"])
+    tasks.sort(key=lambda task: json.dumps(task, sort_keys=True))
+    return geometry[order], {name: values[order] for name, values in stacked.items()}, patches, tasks
+
+
+def _vendor_cells(store: Store, settings: Settings) -> dict[str, ShapesTable]:
+    """The machine's cells, brought to pixels of the main image."""
+    if not store.has("shapes", "vendor_cells"):
+        raise CellquiltError(
+            "vendor-cells-missing",
+            f"{store.name}: the machine's output holds no cells",
+            "choose another --segmentation, such as cellpose",
+        )
+    table = read_shapes(store.element("shapes", "vendor_cells"))
+    if "z_plane" in table.columns:
+        table = table.take(table.columns["z_plane"] == _plane(table.columns["z_plane"], settings["z"]))
+    to_global = table.transforms["global"]
+    geometry = shapely.transform(table.geometry, lambda xy: apply(to_global, xy))
+    try:
+        transforms, _ = _image_frame(store)
+    except CellquiltError:
+        transforms = {"global": np.eye(3), "microns": np.linalg.inv(to_global)}
+    columns = {"vendor_id": table.ids}
+    return {"cell_boundaries": ShapesTable(table.ids, np.asarray(geometry, dtype=object), columns, transforms)}
+
+
+def _plane(planes: np.ndarray, z: str) -> int:
+    """The plane whose outlines count: the chosen one, or for a projection the middle one that has cells."""
+    there = np.unique(planes)
+    if z.isdigit():
+        if int(z) not in there:
+            raise CellquiltError(
+                "z-plane-missing", f"z is {z}; the machine has cells on planes {', '.join(map(str, there.tolist()))}"
+            )
+        return int(z)
+    return int(there[len(there) // 2]) if len(there) else 0
+
+
+def _number(sample: str, shapes: dict[str, ShapesTable]) -> dict[str, ShapesTable]:
+    """Number the cells in raster order of their centroids; a nucleus has its cell's id."""
+    from cellquilt.resolve import raster_order
+
+    order = raster_order(shapes["cell_boundaries"].geometry)
+    ids = np.asarray([f"{sample}-{number}" for number in range(1, len(order) + 1)], dtype=str)
+    numbered = {name: table.take(order) for name, table in shapes.items()}
+    for table in numbered.values():
+        table.ids = ids
+    return numbered
