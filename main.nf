@@ -11,21 +11,20 @@ workflow {
         exit(0)
     }
 
-    // Parameters and sheet, checked before anything starts: one map a slide,
-    // [id: 'liver_1', method: 'cellpose', path: /data/liver_1, transcripts: [], …, settings: [convert: '{"z": "max"}', …]]
+    // Parameters and sheet, checked before anything starts. By name of the sample, in the order of the sheet:
+    // liver_1: [method: 'cellpose3', path: /data/liver_1, transcripts: [], weights: [], truth: [],
+    //           settings: [convert: '{"z": "max", …}', resolve: '{"expand_um": 5.0, …}', …]]
     slides = Inputs.slides(params, projectDir, workflow.launchDir)
-    settings = slides.collectEntries { slide -> [slide.id, slide.settings] } // id → stage → JSON
-    methods = slides.collectEntries { slide -> [slide.id, slide.method] } // id → 'cellpose3' | 'generic' | 'vendor'
 
     // One item a slide: [[id: 'liver_1'], machine's folder or image, transcript table or []]
-    slides_ch = channel.fromList(slides).map { slide -> [[id: slide.id], slide.path, slide.transcripts] }
+    slides_ch = channel.fromList(slides.collect { id, slide -> [[id: id], slide.path, slide.transcripts] })
 
     if (params.preview) {
-        PREVIEW_SLIDES(slides_ch, settings)
+        PREVIEW_SLIDES(slides_ch, slides)
     }
     else {
-        SLIDE_TO_CELLS(slides_ch, settings, methods)
-        COHORT(SLIDE_TO_CELLS.out.reports, slides.collect { slide -> slide.id })
+        SLIDE_TO_CELLS(slides_ch, slides)
+        COHORT(SLIDE_TO_CELLS.out.reports, slides.keySet().toList())
     }
 
     workflow.onComplete = {

@@ -16,33 +16,32 @@ include { REPORT                               } from '../modules/report'
 workflow SLIDE_TO_CELLS {
     take:
     slides_ch // [meta, machine's folder or image, transcript table or []]
-    settings // id → stage → JSON of the settings that the stage depends on
-    methods // id → 'cellpose3' | 'cellpose4' | 'generic' | 'vendor'
+    slides // id → [method: 'cellpose3', settings: stage → JSON of what the stage depends on, weights: file or [], …]
 
     main:
-    raw_ch = CONVERT(slides_ch.map { meta, slide, transcripts -> [meta, settings[meta.id].convert, slide, transcripts] }).store // [meta, liver_1.raw.zarr]
+    raw_ch = CONVERT(slides_ch.map { meta, slide, transcripts -> [meta, slides[meta.id].settings.convert, slide, transcripts] }).store // [meta, liver_1.raw.zarr]
 
     // The machine's own cells need no patches.
     raw_by_way_ch = raw_ch.branch { meta, _raw ->
-        vendor: methods[meta.id] == 'vendor'
+        vendor: slides[meta.id].method == 'vendor'
         patches: true
     }
 
-    tissue_ch = TISSUE(raw_by_way_ch.patches.map { meta, raw -> [meta, settings[meta.id].tissue, raw] }).store // [meta, liver_1.tissue.zarr]
-    PATCHIFY(raw_by_way_ch.patches.join(tissue_ch).map { meta, raw, tissue -> [meta, settings[meta.id].patchify, raw, tissue] })
+    tissue_ch = TISSUE(raw_by_way_ch.patches.map { meta, raw -> [meta, slides[meta.id].settings.tissue, raw] }).store // [meta, liver_1.tissue.zarr]
+    PATCHIFY(raw_by_way_ch.patches.join(tissue_ch).map { meta, raw, tissue -> [meta, slides[meta.id].settings.patchify, raw, tissue, slides[meta.id].weights] })
     patches_ch = PATCHIFY.out.store // [meta, liver_1.patches.zarr]
 
-    // One item a bundle of patches: [group, settings, bundle_000.zarr]. The group key carries the number of bundles, so a
-    // slide goes on as soon as its own bundles are back, whatever the other slides do.
+    // One item a bundle of patches: [group, settings, bundle_000.zarr, weights]. The group key carries the number of
+    // bundles, so a slide goes on as soon as its own bundles are back, whatever the other slides do.
     bundles_ch = PATCHIFY.out.bundles
         .flatMap { meta, bundles ->
             def all = bundles instanceof List ? bundles : [bundles]
-            all.collect { bundle -> [groupKey(meta, all.size()), settings[meta.id].segment, bundle] }
+            all.collect { bundle -> [groupKey(meta, all.size()), slides[meta.id].settings.segment, bundle, slides[meta.id].weights] }
         }
-        .branch { group, _settings, _bundle ->
-            cellpose3: methods[group.id] == 'cellpose3'
-            cellpose4: methods[group.id] == 'cellpose4'
-            generic: methods[group.id] == 'generic'
+        .branch { group, _settings, _bundle, _weights ->
+            cellpose3: slides[group.id].method == 'cellpose3'
+            cellpose4: slides[group.id].method == 'cellpose4'
+            generic: slides[group.id].method == 'generic'
         }
 
     SEGMENT_CELLPOSE(bundles_ch.cellpose3)
@@ -64,9 +63,9 @@ workflow SLIDE_TO_CELLS {
     to_resolve_ch = raw_by_way_ch.patches
         .join(gathered_ch.complete.map { meta, _n_bundles, cells -> [meta, cells] })
         .mix(raw_by_way_ch.vendor.map { meta, raw -> [meta, raw, []] })
-    cells_ch = RESOLVE(to_resolve_ch.map { meta, raw, cells -> [meta, settings[meta.id].resolve, raw, cells] }).store // [meta, liver_1.cells.zarr]
+    cells_ch = RESOLVE(to_resolve_ch.map { meta, raw, cells -> [meta, slides[meta.id].settings.resolve, raw, cells] }).store // [meta, liver_1.cells.zarr]
 
-    table_ch = AGGREGATE(raw_ch.join(cells_ch).map { meta, raw, cells -> [meta, settings[meta.id].aggregate, raw, cells] }).store // [meta, liver_1.table.zarr]
+    table_ch = AGGREGATE(raw_ch.join(cells_ch).map { meta, raw, cells -> [meta, slides[meta.id].settings.aggregate, raw, cells] }).store // [meta, liver_1.table.zarr]
 
     // [meta, [liver_1.raw.zarr, liver_1.tissue.zarr, liver_1.patches.zarr, liver_1.cells.zarr, liver_1.table.zarr]]: where two
     // have an element of one name, the later one counts.
@@ -77,10 +76,10 @@ workflow SLIDE_TO_CELLS {
         .map { parts -> [parts[0], parts.drop(1)] }
         .join(cells_ch)
         .join(table_ch)
-        .map { meta, parts, cells, table -> [meta, settings[meta.id].report, parts + [cells, table]] }
+        .map { meta, parts, cells, table -> [meta, slides[meta.id].settings.report, parts + [cells, table]] }
     ASSEMBLE(parts_ch)
 
-    reports = REPORT(ASSEMBLE.out.store.map { meta, store, qc -> [meta, settings[meta.id].report, store, qc] }).report // [meta, qc.json, report.html]
+    reports = REPORT(ASSEMBLE.out.store.map { meta, store, qc -> [meta, slides[meta.id].settings.report, store, qc, slides[meta.id].truth] }).report // [meta, qc.json, report.html]
 
     emit:
     reports

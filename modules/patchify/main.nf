@@ -4,15 +4,16 @@ process PATCHIFY {
     label 'env_core'
 
     input:
-    tuple val(meta), val(settings), path(raw), path(tissue)
+    tuple val(meta), val(settings), path(raw), path(tissue), path(weights, stageAs: 'weights/*')
 
     output:
     tuple val(meta), path('bundles/bundle_*.zarr', type: 'dir', arity: '1..*'), emit: bundles
     tuple val(meta), path("${meta.id}.patches.zarr", type: 'dir', arity: '1') , emit: store
 
     script:
+    def model = weights ? "--weights ${weights}" : ''
     """
-    patchify.py ${raw} --tissue ${tissue} --bundles bundles --output ${meta.id}.patches.zarr --settings '${settings}'
+    patchify.py ${raw} --tissue ${tissue} --bundles bundles --output ${meta.id}.patches.zarr ${model} --settings '${settings}'
     """
 
     stub:

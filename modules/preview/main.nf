@@ -4,14 +4,15 @@ process PREVIEW {
     label 'env_cellpose3'
 
     input:
-    tuple val(meta), val(settings), path(raw), path(tissue)
+    tuple val(meta), val(settings), path(raw), path(tissue), path(weights, stageAs: 'weights/*')
 
     output:
     tuple val(meta), path('preview.html', arity: '1'), emit: page
 
     script:
+    def model = weights ? "--weights ${weights}" : ''
     """
-    preview.py ${raw} --tissue ${tissue} --output preview.html --settings '${settings}'
+    preview.py ${raw} --tissue ${tissue} --output preview.html ${model} --settings '${settings}'
     """
 
     stub:

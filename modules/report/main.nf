@@ -4,14 +4,15 @@ process REPORT {
     label 'env_core'
 
     input:
-    tuple val(meta), val(settings), path(store), path(qc)
+    tuple val(meta), val(settings), path(store), path(qc), path(truth, stageAs: 'truth/*')
 
     output:
     tuple val(meta), path(qc), path('report.html', arity: '1'), emit: report
 
     script:
+    def known = truth ? "--truth ${truth}" : ''
     """
-    report.py ${store} --qc ${qc} --output report.html --settings '${settings}'
+    report.py ${store} --qc ${qc} ${known} --output report.html --settings '${settings}'
     """
 
     stub:

@@ -4,14 +4,15 @@ process SEGMENT_CELLPOSE {
     label 'env_cellpose3'
 
     input:
-    tuple val(group), val(settings), path(bundle)
+    tuple val(group), val(settings), path(bundle), path(weights, stageAs: 'weights/*')
 
     output:
     tuple val(group), path("${bundle.baseName}.cells.parquet", arity: '1'), emit: cells
 
     script:
+    def model = weights ? "--weights ${weights}" : ''
     """
-    segment.py cellpose ${bundle} --output ${bundle.baseName}.cells.parquet --settings '${settings}'
+    segment.py cellpose ${bundle} --output ${bundle.baseName}.cells.parquet ${model} --settings '${settings}'
     """
 
     stub:

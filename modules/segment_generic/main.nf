@@ -4,7 +4,7 @@ process SEGMENT_GENERIC {
     label 'env_core'
 
     input:
-    tuple val(group), val(settings), path(bundle)
+    tuple val(group), val(settings), path(bundle), path(weights, stageAs: 'weights/*')
 
     output:
     tuple val(group), path("${bundle.baseName}.cells.parquet", arity: '1'), emit: cells

@@ -1,4 +1,4 @@
-"""Readers for notebooks: each returns a SpatialData object, backed by a store that is made beside it or where you say."""
+"""Readers for notebooks: each returns a SpatialData object, backed by a store."""
 
 import tempfile
 from pathlib import Path

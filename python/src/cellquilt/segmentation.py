@@ -155,7 +155,7 @@ def nuclei_labels(image: "np.ndarray", diameter: float | None = None) -> "np.nda
     numpy.ndarray
         (Y, X) int32 labels, 0 = background.
     """
-    from cellquilt.segment.cellpose import nuclei_labels as implementation
+    from cellquilt.segment import nuclei_labels as implementation
 
     return implementation(image, diameter)
 
@@ -175,7 +175,7 @@ def _segment(sdata: "SpatialData", method: str, keywords: dict[str, Any]) -> Non
         results = []
         for bundle in progress(bundles, method):
             results.append(folder / f"{bundle.stem}.cells.parquet")
-            segment_bundle(bundle, results[-1], method=method, settings=settings)
+            segment_bundle(bundle, results[-1], settings=settings)
         _resolve(sdata, results, settings, also=f"{method}_boundaries")
     remember(sdata, {"segmentation": method})
 

@@ -10,6 +10,7 @@ from cellquilt.core.settings import METHODS, Settings
 
 _PATH = click.Path(path_type=Path)
 _output = click.option("-o", "--output", type=_PATH, help="What to write; without it the store itself gets the result.")
+_weights = click.option("--weights", type=_PATH, help="The model's file, where it was staged under another name.")
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace what stands there.")
 
 
@@ -50,6 +51,7 @@ def patchify() -> None:
 @click.argument("store", type=_PATH)
 @click.option("--tissue", type=_PATH, help="Store with region_of_interest; default: the store itself, if it has one.")
 @click.option("--bundles", type=_PATH, help="Folder for the bundles of patches.")
+@_weights
 @_output
 @_overwrite
 @settings_options("patch", "segmentation", "cellpose", "generic", "resources")
@@ -68,6 +70,7 @@ def segment() -> None:
 def _segment_command(method: str) -> click.Command:
     @click.command(method, help=f"Segment with {method}.")
     @click.argument("source", type=_PATH)
+    @_weights
     @_output
     @_overwrite
     @settings_options("segmentation", "patch", "resources", own=method)
@@ -160,6 +163,7 @@ def samples(**arguments: Any) -> None:
 @click.command()
 @click.argument("store", type=_PATH)
 @click.option("--tissue", type=_PATH, help="Store with region_of_interest.")
+@_weights
 @click.option("-o", "--output", type=_PATH, required=True, help="The page to write.")
 @_overwrite
 @settings_options("preview", "patch", "segmentation", "cellpose", "generic", "resolve", "aggregate", "resources")

@@ -16,6 +16,8 @@ from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError, did_you_mean
 
 KINDS = ("images", "labels", "points", "shapes", "tables")
+#: Folder inside a store where `cellquilt segment STORE` leaves the patches' results for `cellquilt resolve STORE`.
+PATCH_RESULTS = ".cellquilt"
 _SPATIALDATA_ATTRS = {"version": "0.2"}
 
 

@@ -13,11 +13,9 @@ from cellquilt.core.log import LOG
 from cellquilt.core.record import Record
 from cellquilt.core.settings import Settings
 from cellquilt.core.shapes import ShapesTable, read_geoparquet, read_shapes, write_shapes
-from cellquilt.core.store import Store, add_element, new_store
+from cellquilt.core.store import PATCH_RESULTS, Store, add_element, new_store
 from cellquilt.core.transforms import Affine, apply, length_scale
 
-#: Folder inside a store where `cellquilt segment STORE` leaves the patches' results for `cellquilt resolve STORE`.
-PATCH_RESULTS = ".cellquilt"
 _RATIO_BINS = 20
 
 

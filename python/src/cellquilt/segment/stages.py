@@ -1,0 +1,208 @@
+"""The steps before resolve, as tasks: from store to tissue, from store to bundles, from bundle to patch results."""
+
+from pathlib import Path
+
+import numpy as np
+
+from cellquilt.core.errors import CellquiltError
+from cellquilt.core.log import LOG
+from cellquilt.core.record import Record
+from cellquilt.core.settings import Settings
+from cellquilt.core.shapes import ShapesTable, read_shapes, write_shapes
+from cellquilt.core.store import PATCH_RESULTS, Store, add_element, new_store
+
+TISSUE = "region_of_interest"
+PATCHES = "image_patches"
+
+
+def _publish(
+    store: Store,
+    name: str,
+    shapes: ShapesTable,
+    record: Record,
+    output: Path | None,
+    overwrite: bool,
+) -> Path:
+    """A shapes element as a delta store, or into the store itself."""
+    if output is None:
+        add_element(store.path, "shapes", name, lambda element: write_shapes(element, shapes), overwrite=overwrite)
+        return store.path
+    with new_store(output, sample=store.name, overwrite=overwrite) as delta:
+        write_shapes(delta.new_element("shapes", name), shapes)
+        delta.add_record(record.finish())
+    return output
+
+
+def find_tissue(store: Path, *, settings: Settings, output: Path | None = None, overwrite: bool = False) -> Path:
+    """Find the tissue of a slide: the shapes element ``region_of_interest``.
+
+    Parameters
+    ----------
+    store
+        The slide.
+    settings
+        Group ``tissue``.
+    output
+        Delta store to make; None adds the element to `store`.
+    overwrite
+        Replace what stands there.
+
+    Returns
+    -------
+    pathlib.Path
+        The store with the result.
+    """
+    from cellquilt.core.images import open_image
+    from cellquilt.segment.tissue import tissue_polygons
+
+    slide = Store(store)
+    record = Record("tissue", slide.name, settings.of_stage("tissue"))
+    image = open_image(slide.path)
+    tissue = tissue_polygons(image, mode=settings["tissue_mode"])
+    record.facts.update(tissue.as_dict())
+    LOG.info("%s: %d regions of tissue, %.0f µm²", slide.name, len(tissue.polygons), tissue.area_um2)
+    ids = np.asarray([f"region-{number}" for number in range(1, len(tissue.polygons) + 1)], dtype=str)
+    shapes = ShapesTable(ids, tissue.polygons, {}, image.transforms, tissue.as_dict())
+    return _publish(slide, TISSUE, shapes, record, output, overwrite)
+
+
+def patchify_image(
+    store: Path,
+    *,
+    settings: Settings,
+    tissue: Path | None = None,
+    bundles: Path | None = None,
+    weights: Path | None = None,
+    output: Path | None = None,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Cut a slide into patches: the shapes element ``image_patches``, and the bundles.
+
+    Parameters
+    ----------
+    store
+        The slide.
+    settings
+        Groups ``patch``, ``segmentation`` and the method's own.
+    tissue
+        Store with ``region_of_interest``; None takes the slide's own, or the whole image.
+    bundles
+        Folder for the bundles; None makes none.
+    weights
+        File of the model, where it was staged under another name than the setting says.
+    output
+        Delta store to make; None adds the element to `store`.
+    overwrite
+        Replace what stands there.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The bundles.
+    """
+    import tempfile
+
+    from cellquilt.core.images import open_image
+    from cellquilt.segment.run import make_image_patches
+
+    slide = Store(store)
+    record = Record("patchify", slide.name, settings.of_stage("patchify"))
+    image = open_image(slide.path)
+    values = {**settings, "cellpose_model": str(weights)} if weights is not None else settings
+    with tempfile.TemporaryDirectory() as scratch:
+        grid, plan, paths = make_image_patches(
+            image,
+            bundles or Path(scratch) / "bundles",
+            method=settings["segmentation"],
+            settings=values,
+            sample=slide.name,
+            tissue=_tissue_of(slide if tissue is None else Store(tissue)),
+        )
+    polygons = grid.polygons()
+    record.facts.update(
+        {"n_patches": len(polygons), "n_bundles": len(paths), "diameter_px": plan.diameter_px, **plan.facts}
+    )
+    LOG.info("%s: %d patches in %d bundles", slide.name, len(polygons), len(paths))
+    ids = np.asarray([f"patch-{patch.index}" for patch in grid.patches], dtype=str)
+    index = np.asarray([patch.index for patch in grid.patches], dtype=np.int32)
+    shapes = ShapesTable(ids, polygons, {"patch": index}, image.transforms)
+    _publish(slide, PATCHES, shapes, record, output, overwrite)
+    return paths if bundles is not None else []
+
+
+def _tissue_of(store: Store):  # type: ignore[no-untyped-def]
+    from cellquilt.segment.tissue import Tissue
+
+    if not store.has("shapes", TISSUE):
+        return None
+    shapes = read_shapes(store.element("shapes", TISSUE))
+    facts = shapes.metadata
+    return Tissue(shapes.geometry, facts.get("mode", ""), facts.get("level", 0), facts.get("tissue_area_um2", 0.0))
+
+
+def segment_source(
+    source: Path,
+    *,
+    method: str,
+    settings: Settings,
+    weights: Path | None = None,
+    output: Path | None = None,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Segment a bundle, or all patches of a store.
+
+    Parameters
+    ----------
+    source
+        A bundle, or a slide's store.
+    method
+        The method; a bundle must have been cut for it.
+    settings
+        Groups ``segmentation`` and the method's own.
+    weights
+        File of the model, where it was staged under another name than the setting says.
+    output
+        The patch result to write; None keeps a store's results in the store, for ``cellquilt resolve``.
+    overwrite
+        Replace what stands there.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The patch results.
+    """
+    from cellquilt.segment.run import segment_bundle
+
+    if _is_bundle(source):
+        if output is None:
+            raise CellquiltError("usage", "a bundle's result needs a place", "add --output")
+        segment_bundle(source, output, settings=settings, weights=weights, overwrite=overwrite)
+        return [output]
+    return _segment_store(Store(source), method, settings, weights, overwrite)
+
+
+def _segment_store(slide: Store, method: str, settings: Settings, weights: Path | None, overwrite: bool) -> list[Path]:
+    """Patchify and segment a whole store in this process; the results stay in its hidden folder."""
+    import tempfile
+
+    from cellquilt.core.atomic import atomic_path
+    from cellquilt.core.log import progress
+    from cellquilt.segment.run import segment_bundle
+
+    settings = Settings({**settings.given, "segmentation": method})
+    target = slide.path / PATCH_RESULTS / method
+    with tempfile.TemporaryDirectory() as scratch, atomic_path(target, overwrite=overwrite) as aside:
+        bundles = patchify_image(
+            slide.path, settings=settings, bundles=Path(scratch) / "bundles", weights=weights, overwrite=True
+        )
+        aside.mkdir()
+        for bundle in progress(bundles, method):
+            result = aside / f"{bundle.stem}.cells.parquet"
+            segment_bundle(bundle, result, settings=settings, weights=weights)
+    return sorted(target.iterdir())
+
+
+def _is_bundle(source: Path) -> bool:
+    from cellquilt.core import zarr_json
+
+    return zarr_json.is_group(source) and "bundle" in zarr_json.read_attributes(source).get("cellquilt", {})

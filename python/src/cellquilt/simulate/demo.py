@@ -1,0 +1,93 @@
+"""The demo's input: a real micrograph of nuclei and a simulated slide, with a sheet."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from cellquilt.core.atomic import atomic_path
+from cellquilt.core.errors import CellquiltError
+
+#: The micrograph comes without a pixel size. Its nuclei are about 110 pixels wide, which is about 14 µm in life.
+MICROGRAPH_PIXEL_UM = 0.125
+_SLIDE_PX = 2048
+
+
+def micrograph() -> np.ndarray:
+    """The micrograph: fluorescent nuclei of human cells, shipped by the package mahotas.
+
+    Returns
+    -------
+    numpy.ndarray
+        (1024, 1344) uint8.
+
+    Raises
+    ------
+    CellquiltError
+        ``demo-micrograph`` if mahotas is not installed.
+    """
+    try:
+        import mahotas.demos
+    except ImportError as error:
+        raise CellquiltError(
+            "demo-micrograph", "the demo's micrograph comes with the package mahotas", "run `make setup`"
+        ) from error
+    return np.asarray(mahotas.demos.load("nuclear"))[:, :, 0]
+
+
+def make_demo_input(output: Path, *, seed: int = 0) -> Path:
+    """Write the demo's input, unless it is there.
+
+    Parameters
+    ----------
+    output
+        Folder to make.
+    seed
+        Seed of the simulated slide.
+
+    Returns
+    -------
+    pathlib.Path
+        The sheet.
+    """
+    sheet = Path(output) / "sheet.csv"
+    if sheet.is_file():
+        return sheet
+    import tifffile
+
+    from cellquilt.simulate import simulate
+
+    with atomic_path(output, overwrite=True) as aside:
+        aside.mkdir(parents=True)
+        tifffile.imwrite(
+            aside / "nuclei.ome.tif",
+            micrograph(),
+            ome=True,
+            tile=(256, 256),
+            metadata={
+                "axes": "YX",
+                "Channel": {"Name": ["DAPI"]},
+                "PhysicalSizeX": MICROGRAPH_PIXEL_UM,
+                "PhysicalSizeXUnit": "µm",
+                "PhysicalSizeY": MICROGRAPH_PIXEL_UM,
+                "PhysicalSizeYUnit": "µm",
+            },
+        )
+        simulate(aside / "simulated", width_px=_SLIDE_PX, seed=seed)
+        slide = next(path for path in sorted((aside / "simulated").iterdir()) if path.is_dir())
+        with (aside / "sheet.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["sample", "technology", "path", "transcripts", "truth", "origin"])
+            writer.writerow(["micrograph", "ome_tif", "nuclei.ome.tif", "", "", "real"])
+            inside = Path("simulated") / slide.name
+            writer.writerow(
+                [
+                    "simulated",
+                    "ome_tif",
+                    inside / "image.ome.tif",
+                    inside / "transcripts.parquet",
+                    inside / "truth",
+                    "simulated",
+                ]
+            )
+    return sheet
