@@ -10,7 +10,19 @@ import pytest
 from cellquilt.cli import _VERBS, main
 from cellquilt.core.settings import METHODS, SETTINGS
 
-HEAVY = ("spatialdata", "pandas", "anndata", "dask", "scipy", "skimage", "matplotlib", "torch", "numba", "zarr", "pyarrow")
+HEAVY = (
+    "spatialdata",
+    "pandas",
+    "anndata",
+    "dask",
+    "scipy",
+    "skimage",
+    "matplotlib",
+    "torch",
+    "numba",
+    "zarr",
+    "pyarrow",
+)
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

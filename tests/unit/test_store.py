@@ -13,9 +13,21 @@ import spatialdata
 from cellquilt.core import zarr_json
 from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError
-from cellquilt.core.points import PointsWriter, count_points, iter_points, points_columns, points_transforms
-from cellquilt.core.shapes import ShapesTable, read_geoparquet, read_shapes, write_geoparquet, write_shapes
-from cellquilt.core.store import Store, add_element, assemble, new_store
+from cellquilt.core.points import (
+    PointsWriter,
+    count_points,
+    iter_points,
+    points_columns,
+    points_transforms,
+)
+from cellquilt.core.shapes import (
+    ShapesTable,
+    read_geoparquet,
+    read_shapes,
+    write_geoparquet,
+    write_shapes,
+)
+from cellquilt.core.store import Store, add_delta, assemble, new_store, result_of
 from spatialdata.models import TableModel
 
 TO_MICRONS = np.array([[0.1, 0, 5], [0, 0.1, -6], [0, 0, 1]])
@@ -27,11 +39,19 @@ def squares(n: int) -> np.ndarray:
 
 def cells(n: int = 3, sample: str = "s") -> ShapesTable:
     ids = np.array([f"{sample}-{i + 1}" for i in range(n)])
-    return ShapesTable(ids, squares(n), {"merged": np.zeros(n, bool)}, {"global": np.eye(3), "microns": TO_MICRONS})
+    return ShapesTable(
+        ids,
+        squares(n),
+        {"merged": np.zeros(n, bool)},
+        {"global": np.eye(3), "microns": TO_MICRONS},
+    )
 
 
 def table_delta(path: Path, ids: np.ndarray) -> Path:
-    obs = pd.DataFrame({"cell_id": ids, "region": pd.Categorical(["cell_boundaries"] * len(ids))}, index=ids)
+    obs = pd.DataFrame(
+        {"cell_id": ids, "region": pd.Categorical(["cell_boundaries"] * len(ids))},
+        index=ids,
+    )
     table = TableModel.parse(
         anndata.AnnData(np.zeros((len(ids), 2)), obs=obs),
         region="cell_boundaries",
@@ -54,9 +74,13 @@ def table_delta(path: Path, ids: np.ndarray) -> Path:
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), new_store(tmp_path / "a.zarr", sample="s") as store:
-        write_shapes(store.new_element("shapes", "x"), cells())
-        raise RuntimeError
+    def fail() -> None:
+        with new_store(tmp_path / "a.zarr", sample="s") as store:
+            write_shapes(store.new_element("shapes", "x"), cells())
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -65,9 +89,14 @@ def test_an_existing_output_is_kept_unless_overwritten(tmp_path):
     target.write_text("old")
     with pytest.raises(CellquiltError, match="exists already"), atomic_path(target):
         pass
-    with pytest.raises(RuntimeError), atomic_path(target, overwrite=True) as aside:
-        aside.write_text("half")
-        raise RuntimeError
+
+    def fail() -> None:
+        with atomic_path(target, overwrite=True) as aside:
+            aside.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert target.read_text() == "old"
     with atomic_path(target, overwrite=True) as aside:
         aside.write_text("new")
@@ -87,7 +116,13 @@ def test_shapes_come_back_as_written_and_geopandas_agrees(tmp_path, n):
 
     path = tmp_path / "x.parquet"
     table = cells(n)
-    write_geoparquet(path, table.geometry, table.columns, index=("cell_id", table.ids), metadata={"a": 1})
+    write_geoparquet(
+        path,
+        table.geometry,
+        table.columns,
+        index=("cell_id", table.ids),
+        metadata={"a": 1},
+    )
     geometry, rest, metadata = read_geoparquet(path)
     assert shapely.equals_exact(geometry, table.geometry).all()
     assert rest.column("cell_id").to_pylist() == table.ids.tolist()
@@ -116,7 +151,14 @@ def test_points_are_streamed_in_parts_and_batches(tmp_path, monkeypatch):
             ids = np.arange(start, start + 100)
             genes = pa.array([f"g{i % 7}" for i in ids]).dictionary_encode()
             writer.write(
-                pa.table({"x": ids * 1.0, "y": ids * 2.0, "gene": genes, "transcript_id": ids.astype(np.uint64)})
+                pa.table(
+                    {
+                        "x": ids * 1.0,
+                        "y": ids * 2.0,
+                        "gene": genes,
+                        "transcript_id": ids.astype(np.uint64),
+                    }
+                )
             )
     assert len(list((element / "points.parquet").iterdir())) == 3
     assert count_points(element) == 500
@@ -131,7 +173,13 @@ def test_points_are_streamed_in_parts_and_batches(tmp_path, monkeypatch):
 
 def test_empty_points_keep_their_columns(tmp_path):
     element = tmp_path / "points"
-    empty = pa.table({"x": np.zeros(0), "y": np.zeros(0), "gene": pa.array([], pa.string()).dictionary_encode()})
+    empty = pa.table(
+        {
+            "x": np.zeros(0),
+            "y": np.zeros(0),
+            "gene": pa.array([], pa.string()).dictionary_encode(),
+        }
+    )
     with PointsWriter(element, {"microns": np.eye(3)}) as writer:
         writer.write(empty)
     assert count_points(element) == 0
@@ -155,7 +203,10 @@ def test_assemble_takes_the_later_part_and_checks_the_table(tmp_path):
     sdata = spatialdata.read_zarr(tmp_path / "s.zarr")
     assert len(sdata.shapes["cell_boundaries"]) == 3
     assert sdata.tables["table"].n_obs == 3
-    assert [record["stage"] for record in sdata.attrs["cellquilt"]["records"]] == ["convert", "resolve"]
+    assert [record["stage"] for record in sdata.attrs["cellquilt"]["records"]] == [
+        "convert",
+        "resolve",
+    ]
     assert sdata.attrs["cellquilt"]["verdict"] == "PASS"
 
 
@@ -164,7 +215,12 @@ def test_assemble_refuses_a_table_of_other_cells(tmp_path):
         write_shapes(delta.new_element("shapes", "cell_boundaries"), cells(3))
     table = table_delta(tmp_path / "table.zarr", cells(3).ids[::-1].copy())
     with pytest.raises(CellquiltError) as caught:
-        assemble([tmp_path / "cells.zarr", table], tmp_path / "s.zarr", sample="s", attributes={})
+        assemble(
+            [tmp_path / "cells.zarr", table],
+            tmp_path / "s.zarr",
+            sample="s",
+            attributes={},
+        )
     assert caught.value.code == "assembly-invalid"
     assert not (tmp_path / "s.zarr").exists()
 
@@ -179,15 +235,48 @@ def test_assemble_works_through_symlinks_without_touching_its_parts(tmp_path):
     assert before == {path: path.read_bytes() for path in before}
 
 
-def test_an_element_is_added_atomically_and_replaced_only_when_told(tmp_path):
+def added(folder: Path, name: str, n: int) -> Path:
+    with new_store(folder / "delta.zarr", sample="s", overwrite=True) as delta:
+        write_shapes(delta.new_element("shapes", name), cells(n))
+        delta.add_record({"stage": f"made {n}"})
+    return folder / "delta.zarr"
+
+
+def test_a_result_is_added_atomically_and_replaced_only_when_told(tmp_path):
     with new_store(tmp_path / "s.zarr", sample="s") as store:
         write_shapes(store.new_element("shapes", "a"), cells(2))
-    add_element(tmp_path / "s.zarr", "shapes", "b", lambda element: write_shapes(element, cells(3)))
+    add_delta(tmp_path / "s.zarr", added(tmp_path, "b", 3))
     assert sorted(spatialdata.read_zarr(tmp_path / "s.zarr").shapes) == ["a", "b"]
-    with pytest.raises(CellquiltError, match="exists already"):
-        add_element(tmp_path / "s.zarr", "shapes", "b", lambda element: write_shapes(element, cells(1)))
-    add_element(tmp_path / "s.zarr", "shapes", "b", lambda element: write_shapes(element, cells(1)), overwrite=True)
+    with pytest.raises(CellquiltError, match="already"):
+        add_delta(tmp_path / "s.zarr", added(tmp_path, "b", 1))
+    assert len(spatialdata.read_zarr(tmp_path / "s.zarr").shapes["b"]) == 3
+    add_delta(tmp_path / "s.zarr", added(tmp_path, "b", 1), overwrite=True)
     assert len(spatialdata.read_zarr(tmp_path / "s.zarr").shapes["b"]) == 1
+    assert [record["stage"] for record in Store(tmp_path / "s.zarr").records] == [
+        "made 3",
+        "made 1",
+    ]
+
+
+def test_a_step_without_output_adds_to_the_store_and_a_failed_one_leaves_it_alone(
+    tmp_path,
+):
+    with new_store(tmp_path / "s.zarr", sample="s"):
+        pass
+    store = Store(tmp_path / "s.zarr")
+
+    def fail() -> None:
+        with result_of(store, None) as result:
+            write_shapes(result.new_element("shapes", "a"), cells(2))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert store.names("shapes") == []
+    with result_of(store, None) as result:
+        write_shapes(result.new_element("shapes", "a"), cells(2))
+    assert store.names("shapes") == ["a"]
+    assert [path.name for path in tmp_path.iterdir()] == ["s.zarr"]
 
 
 @pytest.mark.parametrize(("make", "code"), [("nothing", "store-missing"), ("folder", "store-unreadable")])

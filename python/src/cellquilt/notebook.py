@@ -3,7 +3,6 @@
 The public names are in `cellquilt`, `cellquilt.segmentation` and `cellquilt.io`; this module holds what they share.
 """
 
-import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellquilt.core.settings import BY_NAME, SETTINGS, Settings, resolve_name
-from cellquilt.core.store import KINDS, Store, add_element
+from cellquilt.core.store import KINDS, Store
+from cellquilt.core.store import add_delta as add_to_store
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -38,20 +38,12 @@ def add_delta(sdata: "SpatialData", delta: Path) -> None:
     """Give an object, and the store behind it, the elements of a delta store; elements of these names are replaced."""
     import spatialdata
 
-    store = store_of(sdata)
-    added = Store(delta)
-    for kind in KINDS:
-        for name in added.names(kind):
-            source = added.element(kind, name)
-            add_element(store, kind, name, lambda target, source=source: _copy(source, target), overwrite=True)
+    store, added = store_of(sdata), Store(delta)
+    add_to_store(store, delta, overwrite=True)
     fresh = spatialdata.read_zarr(store)
     for kind in KINDS:
         for name in added.names(kind):
             getattr(sdata, kind)[name] = getattr(fresh, kind)[name]
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copytree(source, target)
 
 
 @contextmanager

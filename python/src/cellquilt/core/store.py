@@ -6,7 +6,7 @@ into a store that it was given; `assemble` makes the published store from the ra
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,11 @@ class Store:
     def attributes(self) -> dict[str, Any]:
         """What cellquilt wrote about the store (root attribute ``cellquilt``)."""
         return zarr_json.read_attributes(self.path).get("cellquilt", {})
+
+    def parameter(self, stage: str, name: str) -> Any:
+        """The value that a setting had in a stage that made this store; None if the stage left no record."""
+        found = [record for record in self.records if record.get("stage") == stage]
+        return found[-1]["parameters"].get(name) if found else None
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -120,25 +125,61 @@ def new_store(path: Path | str, *, sample: str, overwrite: bool = False) -> Iter
         yield Store(aside)
 
 
-def add_element(store: Path, kind: str, name: str, write: Callable[[Path], None], *, overwrite: bool = False) -> None:
-    """Add an element to a store that the user named: the one in-place write that is allowed, and atomic.
+@contextmanager
+def result_of(store: Store, output: Path | None, *, overwrite: bool = False) -> Iterator[Store]:
+    """Where a step writes what it adds to a store.
 
     Parameters
     ----------
     store
-        A whole store.
-    kind, name
-        Where it goes.
-    write
-        Called with the folder to write to.
+        The store that the step reads.
+    output
+        Delta store to make; None adds the step's elements, atomically, to `store` itself: the one in-place write
+        there is, and only for a store that the user named.
     overwrite
-        Replace an element of that name; without it that is an error.
+        Replace the output, or elements of these names. Without it that is an error.
+
+    Yields
+    ------
+    Store
+        To write elements and the record to.
     """
-    parent = Store(store)
-    if not (parent.path / kind).is_dir():
-        zarr_json.write_group(parent.path / kind)
-    with atomic_path(parent.path / kind / name, overwrite=overwrite) as aside:
-        write(aside)
+    if output is not None:
+        with new_store(output, sample=store.name, overwrite=overwrite) as delta:
+            yield delta
+        return
+    scratch = store.path.parent / f".{store.path.name}.{os.getpid()}.delta"
+    try:
+        with new_store(scratch, sample=store.name, overwrite=True) as delta:
+            yield delta
+        add_delta(store.path, scratch, overwrite=overwrite)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def add_delta(store: Path, delta: Path, *, overwrite: bool = False) -> None:
+    """Add the elements of a delta store to a whole store, one after the other, each atomically.
+
+    Raises
+    ------
+    CellquiltError
+        ``output-exists``, before anything is changed, if the store has an element of one of the names and `overwrite`
+        is not set.
+    """
+    parent, added = Store(store), Store(delta)
+    elements = [(kind, name) for kind in KINDS for name in added.names(kind)]
+    for kind, name in elements:
+        if parent.has(kind, name) and not overwrite:
+            raise CellquiltError(
+                "output-exists", f"{store} has {kind} {name!r} already", "add --overwrite to replace it"
+            )
+    for kind, name in elements:
+        if not (parent.path / kind).is_dir():
+            zarr_json.write_group(parent.path / kind)
+        with atomic_path(parent.path / kind / name, overwrite=overwrite) as aside:
+            shutil.copytree(added.element(kind, name), aside, copy_function=_link)
+    for record in added.records:
+        parent.add_record(record)
     consolidate(parent.path)
 
 

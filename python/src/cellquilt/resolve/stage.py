@@ -13,8 +13,10 @@ from cellquilt.core.log import LOG
 from cellquilt.core.record import Record
 from cellquilt.core.settings import Settings
 from cellquilt.core.shapes import ShapesTable, read_geoparquet, read_shapes, write_shapes
-from cellquilt.core.store import PATCH_RESULTS, Store, add_element, new_store
+from cellquilt.core.store import PATCH_RESULTS, Store, result_of
 from cellquilt.core.transforms import Affine, apply, length_scale
+from cellquilt.resolve.choose import raster_order, resolve_cells
+from cellquilt.resolve.nuclei import expand_nuclei
 
 _RATIO_BINS = 20
 
@@ -65,17 +67,11 @@ def resolve_slide(
     record.facts["n_cells"] = len(shapes["cell_boundaries"])
     LOG.info("%s: %d cells", store.name, len(shapes["cell_boundaries"]))
 
-    if output is None:
-        for name, table in sorted(shapes.items()):
-            add_element(
-                raw, "shapes", name, lambda element, table=table: write_shapes(element, table), overwrite=overwrite
-            )
-        return raw
-    with new_store(output, sample=store.name, overwrite=overwrite) as delta:
+    with result_of(store, output, overwrite=overwrite) as delta:
         for name, table in sorted(shapes.items()):
             write_shapes(delta.new_element("shapes", name), table)
         delta.add_record(record.finish())
-    return output
+    return output or store.path
 
 
 def _image_frame(store: Store) -> tuple[dict[str, Affine], tuple[int, int]]:
@@ -99,8 +95,6 @@ def _results_in(store: Store, method: str) -> list[Path]:
 def _from_patches(
     store: Store, files: Sequence[Path], settings: Settings
 ) -> tuple[dict[str, ShapesTable], dict[str, Any]]:
-    from cellquilt.resolve import expand_nuclei, resolve_cells, split_overlaps
-
     geometry, columns, patches, tasks = _read_results(files)
     transforms, (height, width) = _image_frame(store)
     resolution = resolve_cells(
@@ -111,11 +105,11 @@ def _from_patches(
         threshold=settings["resolve_threshold"],
         rule=settings["resolve_rule"],
     )
-    segmented = split_overlaps(resolution.geometry)
+    segmented = resolution.geometry
     table = ShapesTable(
         np.arange(len(segmented)).astype(str),
         segmented,
-        {"patch": columns["patch"][resolution.source], "merged": np.asarray(resolution.merged, dtype=bool)},
+        {"patch": columns["patch"][resolution.source], "merged": resolution.merged, "cut": resolution.cut},
         transforms,
     )
     nuclear = bool(tasks and tasks[0].get("nuclear", True))
@@ -123,7 +117,7 @@ def _from_patches(
     pixel_size_um = length_scale(transforms["microns"])
     shapes = {"cell_boundaries": table}
     if nuclear:
-        grown = expand_nuclei(segmented, expand_um / pixel_size_um, (height, width))
+        grown = expand_nuclei(segmented, expand_um / pixel_size_um, bounds=(height, width))
         shapes = {
             "nucleus_boundaries": table,
             "cell_boundaries": ShapesTable(table.ids, grown, dict(table.columns), transforms),
@@ -133,10 +127,11 @@ def _from_patches(
         "method": settings["segmentation"],
         "expand_um": expand_um,
         "n_segmented": len(geometry),
-        "n_conflicts": int(resolution.n_conflicts),
-        "conflict_rate": float(resolution.n_conflicts) / max(len(segmented), 1),
-        "n_cut": int(resolution.n_cut),
-        "n_merged": int(np.count_nonzero(resolution.merged)),
+        "n_conflicts": resolution.n_conflicts,
+        "conflict_rate": resolution.conflict_rate,
+        "n_cut": resolution.n_cut,
+        "n_merged": resolution.n_merged,
+        "n_vanished": resolution.n_vanished,
         "overlap_ratio_histogram": counts.tolist(),
         "patches": patches,
         "tasks": tasks,
@@ -180,7 +175,7 @@ def _vendor_cells(store: Store, settings: Settings) -> dict[str, ShapesTable]:
         )
     table = read_shapes(store.element("shapes", "vendor_cells"))
     if "z_plane" in table.columns:
-        table = table.take(table.columns["z_plane"] == _plane(table.columns["z_plane"], settings["z"]))
+        table = table.take(table.columns["z_plane"] == _plane(table.columns["z_plane"], _z(store, settings)))
     to_global = table.transforms["global"]
     geometry = shapely.transform(table.geometry, lambda xy: apply(to_global, xy))
     try:
@@ -189,6 +184,11 @@ def _vendor_cells(store: Store, settings: Settings) -> dict[str, ShapesTable]:
         transforms = {"global": np.eye(3), "microns": np.linalg.inv(to_global)}
     columns = {"vendor_id": table.ids}
     return {"cell_boundaries": ShapesTable(table.ids, np.asarray(geometry, dtype=object), columns, transforms)}
+
+
+def _z(store: Store, settings: Settings) -> str:
+    """The plane or projection that was chosen: now, or when the slide was read."""
+    return str(settings.given.get("z") or store.parameter("convert", "z") or settings["z"])
 
 
 def _plane(planes: np.ndarray, z: str) -> int:
@@ -205,8 +205,6 @@ def _plane(planes: np.ndarray, z: str) -> int:
 
 def _number(sample: str, shapes: dict[str, ShapesTable]) -> dict[str, ShapesTable]:
     """Number the cells in raster order of their centroids; a nucleus has its cell's id."""
-    from cellquilt.resolve import raster_order
-
     order = raster_order(shapes["cell_boundaries"].geometry)
     ids = np.asarray([f"{sample}-{number}" for number in range(1, len(order) + 1)], dtype=str)
     numbered = {name: table.take(order) for name, table in shapes.items()}

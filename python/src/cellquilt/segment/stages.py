@@ -9,28 +9,10 @@ from cellquilt.core.log import LOG
 from cellquilt.core.record import Record
 from cellquilt.core.settings import Settings
 from cellquilt.core.shapes import ShapesTable, read_shapes, write_shapes
-from cellquilt.core.store import PATCH_RESULTS, Store, add_element, new_store
+from cellquilt.core.store import PATCH_RESULTS, Store, result_of
 
 TISSUE = "region_of_interest"
 PATCHES = "image_patches"
-
-
-def _publish(
-    store: Store,
-    name: str,
-    shapes: ShapesTable,
-    record: Record,
-    output: Path | None,
-    overwrite: bool,
-) -> Path:
-    """A shapes element as a delta store, or into the store itself."""
-    if output is None:
-        add_element(store.path, "shapes", name, lambda element: write_shapes(element, shapes), overwrite=overwrite)
-        return store.path
-    with new_store(output, sample=store.name, overwrite=overwrite) as delta:
-        write_shapes(delta.new_element("shapes", name), shapes)
-        delta.add_record(record.finish())
-    return output
 
 
 def find_tissue(store: Path, *, settings: Settings, output: Path | None = None, overwrite: bool = False) -> Path:
@@ -63,7 +45,10 @@ def find_tissue(store: Path, *, settings: Settings, output: Path | None = None, 
     LOG.info("%s: %d regions of tissue, %.0f µm²", slide.name, len(tissue.polygons), tissue.area_um2)
     ids = np.asarray([f"region-{number}" for number in range(1, len(tissue.polygons) + 1)], dtype=str)
     shapes = ShapesTable(ids, tissue.polygons, {}, image.transforms, tissue.as_dict())
-    return _publish(slide, TISSUE, shapes, record, output, overwrite)
+    with result_of(slide, output, overwrite=overwrite) as delta:
+        write_shapes(delta.new_element("shapes", TISSUE), shapes)
+        delta.add_record(record.finish())
+    return output or slide.path
 
 
 def patchify_image(
@@ -126,7 +111,9 @@ def patchify_image(
     ids = np.asarray([f"patch-{patch.index}" for patch in grid.patches], dtype=str)
     index = np.asarray([patch.index for patch in grid.patches], dtype=np.int32)
     shapes = ShapesTable(ids, polygons, {"patch": index}, image.transforms)
-    _publish(slide, PATCHES, shapes, record, output, overwrite)
+    with result_of(slide, output, overwrite=overwrite) as delta:
+        write_shapes(delta.new_element("shapes", PATCHES), shapes)
+        delta.add_record(record.finish())
     return paths if bundles is not None else []
 
 

@@ -1,0 +1,46 @@
+# Thin: each target calls a script or the package. `make` lists them.
+SHELL  := /bin/bash
+CORE   := .venv/core/bin
+PYTEST := $(CORE)/python -m pytest -c python/pyproject.toml --rootdir=.
+CODE   := python/src tests bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo run test test-fast bench lint format generate clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: ## Make the environments and find Nextflow (STAGES="core cellpose4" for some)
+	@scripts/setup.sh $(STAGES)
+
+demo: setup ## Run the pipeline on the demo input and show what came out
+	@scripts/demo.sh
+
+run: setup ## Run the pipeline: make run ARGS="--input sheet.csv --outdir results"
+	@scripts/nextflow run main.nf $(ARGS)
+
+test: setup lint ## What CI runs: lint, types, layers, all tests
+	$(PYTEST) -m "not bench" tests $(ARGS)
+
+test-fast: setup ## Tests that take under two minutes together
+	$(PYTEST) -m "not bench and not slow" tests $(ARGS)
+
+bench: setup ## Benchmarks, side by side with peers where they are installed
+	$(PYTEST) -m bench -s tests/benchmarks $(ARGS)
+
+lint: setup ## Style, types and the order of the layers
+	$(CORE)/ruff check --config python/pyproject.toml $(CODE)
+	$(CORE)/ruff format --check --config python/pyproject.toml $(CODE)
+	cd python && ../$(CORE)/mypy
+	cd python && ../$(CORE)/lint-imports
+
+format: setup ## Format the code and mend what can be mended
+	$(CORE)/ruff check --fix --config python/pyproject.toml $(CODE)
+	$(CORE)/ruff format --config python/pyproject.toml $(CODE)
+
+generate: setup ## Write the schemas, parameter defaults and parameter page from the table of settings
+	$(CORE)/python -m cellquilt.core.schema .
+
+clean: ## Remove what runs and tests leave behind (environments and results stay)
+	rm -rf .nextflow .nextflow.log* work demo-results .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

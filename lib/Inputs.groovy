@@ -1,0 +1,641 @@
+import groovy.json.JsonSlurper
+import java.nio.charset.CharacterCodingException
+import java.nio.charset.StandardCharsets
+import java.nio.file.Files
+import java.nio.file.Path
+import java.util.regex.Pattern
+import nextflow.Global
+import nextflow.file.FileHelper
+import nextflow.util.Escape
+
+/**
+ * The parameters and the sample sheet, checked in the head job before anything starts, and the summary at its end.
+ *
+ * What is allowed stands in nextflow_schema.json and assets/schema_input.json. The command line does the same in
+ * core/sheet.py and core/settings.py with the same messages; tests/cases/bad_inputs.json drives both.
+ */
+class Inputs {
+
+    private static final List<String> REQUIRED_COLUMNS = ['sample', 'technology']
+    /** Technologies whose rows need no path, for their transcripts are all there is. */
+    private static final List<String> WITHOUT_PATH = ['transcripts']
+    /** A metadata column this similar to a parameter's name is probably meant to be one. */
+    private static final double NEARLY = 0.85
+    /** Parameters that a site's configuration brings, not the user. */
+    private static final Pattern SITE_PARAMETERS = ~/(config_profile|custom_config|igenomes)_.*|max_(cpus|memory|time)|genomes/
+    /** Characters that Nextflow's scripts leave to the shell. */
+    private static final Pattern SHELL_CHARACTERS = ~/[$\[\]{}*?~]/
+    /** Nextflow's own options, which have one dash. */
+    private static final List<String> NEXTFLOW_OPTIONS = [
+        'resume', 'profile', 'work-dir', 'params-file', 'stub', 'stub-run', 'ansi-log', 'with-report', 'with-trace',
+        'with-timeline', 'with-dag', 'bg', 'latest', 'revision', 'entry', 'config', 'offline', 'name', 'c', 'r', 'w', 'N'
+    ]
+    private static final Map<String, String> KIND_NAMES = [
+        integer: 'a whole number', number: 'a number', boolean: 'true or false', string: 'text'
+    ]
+
+    private static List<Map> checked = []
+    private static boolean preview = false
+
+    // ------------------------------------------------------------------------------------------------ what main.nf calls
+
+    /** The parameters as text, in groups; with `full` the hidden ones too. */
+    static String help(Object projectDir, Object full) {
+        def schema = readJson(projectDir, 'nextflow_schema.json')
+        def lines = ['Usage: nextflow run main.nf --input sheet.csv --outdir results [-profile …] [-resume] [--parameter value …]', '']
+        schema['$defs'].each { _name, group ->
+            def shown = group.properties.findAll { _key, property -> full || !property.hidden }
+            if (!shown) return
+            lines << group.title
+            shown.each { name, property ->
+                def notes = [property.description]
+                if (property.enum) notes << "One of ${property.enum.join(', ')}."
+                if (property.default != null) notes << "[default: ${property.default}]"
+                lines << "  --${name.padRight(28)} ${notes.join(' ')}".toString()
+            }
+            lines << ''
+        }
+        lines << 'Parameters of a sample may also be columns of the sheet. docs/parameters.md says more.'
+        if (!full) lines << '--help_full shows the hidden parameters too.'
+        return lines.join('\n')
+    }
+
+    /**
+     * The slides of the run; where anything is wrong, all mistakes in one message and the end of the run.
+     *
+     * @return one map a slide: [id, technology, method, path, transcripts, prior_cells, truth, source, metadata, settings];
+     *     files that the sheet does not give are [], settings is stage → JSON of all settings that the stage depends on.
+     */
+    static List<Map> slides(Map params, Object projectDir, Object launchDir) {
+        def errors = []
+        def slides = examine(params, projectDir, launchDir, errors)
+        if (errors) {
+            def lines = errors.collect { mistake -> "\n  - ${line(mistake)}" }
+            System.err.println("error: [input-invalid] The input has mistakes; nothing was started:${lines.join('')}")
+            System.err.flush()
+            System.exit(1)
+        }
+        checked = slides
+        preview = params.preview as boolean
+        return slides
+    }
+
+    /** As `slides`, but the mistakes go to `errors`, each as [code, message, hint]. */
+    static List<Map> examine(Map params, Object projectDir, Object launchDir, List<Map> errors) {
+        def properties = properties(projectDir)
+        def values = checkParameters(params, properties, errors)
+        if (!params.input) return []
+        def schema = readJson(projectDir, 'assets/schema_input.json')
+        def rows = checkSheet(params.input.toString(), launchDir as Path, properties, schema, errors)
+        if (errors) return []
+        def stages = stages(projectDir)
+        return rows.collect { row -> slide(row, values, properties, stages) }
+    }
+
+    /** A mistake as one line. */
+    static String line(Map mistake) {
+        return mistake.message + (mistake.hint ? " (${mistake.hint})" : '')
+    }
+
+    /** Say how the run ended, name each failed sample with its cause, and write that into samples.tsv. */
+    static void summary(Object workflow, Object outdir) {
+        def folder = (workflow.launchDir as Path).resolve(outdir.toString())
+        def trace = Global.session.config.navigate('trace.file') ?: "${outdir}/pipeline_info/trace.txt"
+        def tasks = lastAttempts((workflow.launchDir as Path).resolve(trace.toString()), workflow)
+        def lastStage = preview ? 'PREVIEW' : 'REPORT'
+        def done = tasks.findAll { task -> stage(task) == lastStage && task.status in ['COMPLETED', 'CACHED'] }*.tag as Set
+        def failed = checked*.id.findAll { id -> !(id in done) }.collectEntries { id -> [id, failure(id, tasks, workflow)] }
+
+        def lines = ["cellquilt: ${checked.size() - failed.size()} of ${checked.size()} samples done in ${workflow.duration}; results in ${outdir}"]
+        failed.each { id, failure ->
+            lines << "  failed: ${id}${failure.stage ? " in ${failure.stage}" : ''}: ${failure.cause}"
+            if (failure.hint) lines << "    hint: ${failure.hint}"
+            if (failure.log) lines << "    log: ${failure.log}"
+        }
+        println(lines.join('\n'))
+        if (failed && !preview && Files.isDirectory(folder)) {
+            recordFailures(folder.resolve('samples.tsv'), failed)
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------------------ schemas
+
+    private static Object readJson(Object projectDir, String name) {
+        return new JsonSlurper().parseText(Files.readString((projectDir as Path).resolve(name)))
+    }
+
+    /** Parameter → its properties in the schema, with the names of the required ones marked. */
+    private static Map<String, Map> properties(Object projectDir) {
+        def found = [:]
+        readJson(projectDir, 'nextflow_schema.json')['$defs'].each { _group, content ->
+            content.properties.each { name, property ->
+                found[name] = property + [name: name, required: name in (content.required ?: [])]
+            }
+        }
+        return found
+    }
+
+    /** Pipeline stage → names of the settings that it depends on. */
+    private static Map<String, List<String>> stages(Object projectDir) {
+        def found = [:].withDefault { [] }
+        readJson(projectDir, 'nextflow_schema.json')['$defs'].each { _group, content ->
+            content.stages.each { stage -> found[stage].addAll(content.properties.keySet()) }
+        }
+        return found
+    }
+
+    private static Map<String, String> aliases(Map<String, Map> properties) {
+        return properties.collectMany { name, property -> (property.aliases ?: []).collect { alias -> [alias, name] } }.collectEntries()
+    }
+
+    // --------------------------------------------------------------------------------------------------------- parameters
+
+    private static Map<String, Object> checkParameters(Map params, Map<String, Map> properties, List<Map> errors) {
+        def aliases = aliases(properties)
+        def values = properties.collectEntries { name, property -> [name, typed(property, property.default)] }
+        asTyped(params).each { key, value ->
+            def name = aliases.getOrDefault(key, key)
+            if (!properties.containsKey(name)) {
+                if (key in NEXTFLOW_OPTIONS) {
+                    errors << error('parameter-unknown', "unknown parameter \"${key}\"", "Nextflow's own options have one dash: -${key}")
+                }
+                else {
+                    errors << error('parameter-unknown', "unknown parameter \"${key}\"", didYouMean(key.replace('-', '_'), properties.keySet()))
+                }
+                return
+            }
+            collectInto(errors) {
+                def given = check(properties[name], value)
+                if (given != null) values[name] = given
+            }
+        }
+        properties.findAll { _name, property -> property.required }.each { name, property ->
+            if (!params[name]) {
+                errors << error('parameter-missing', "--${name} is missing", property.description)
+            }
+        }
+        return values
+    }
+
+    /** What was given, by the names that the user typed: Nextflow turns kebab-case into camelCase. */
+    private static Map<String, Object> asTyped(Map params) {
+        def command = "${Global.session?.commandLine ?: ''} "
+        return params.findAll { key, _value -> !(key ==~ SITE_PARAMETERS) }.collectEntries { key, value ->
+            def kebab = key.replaceAll(/(?<=.)([A-Z])/) { all -> '-' + all[1].toLowerCase() }
+            [command =~ /--${Pattern.quote(kebab)}[\s=]/ ? kebab : key, value]
+        }
+    }
+
+    /** A value as the setting's type; as `settings.check` in Python. */
+    private static Object check(Map property, Object value) {
+        if (value == null) return null
+        def typed = typed(property, value)
+        if (property.enum && !(typed in property.enum)) {
+            fail('parameter-choice', "${property.name} is ${show(value)}; expected one of ${property.enum.join(', ')}", didYouMean(value.toString(), property.enum))
+        }
+        if (property.pattern && !(typed.toString() =~ property.pattern)) {
+            fail('parameter-choice', "${property.name} is ${show(value)}; expected ${property.description}")
+        }
+        if (typed instanceof Number) {
+            double number = typed
+            if (Double.isNaN(number) || (property.minimum != null && number < property.minimum) || (property.maximum != null && number > property.maximum)) {
+                def range = []
+                if (property.minimum != null) range << "at least ${plain(property.minimum)}"
+                if (property.maximum != null) range << "at most ${plain(property.maximum)}"
+                fail('parameter-range', "${property.name} is ${show(value)}; expected ${range ? range.join(' and ') : 'a number'}")
+            }
+        }
+        return typed
+    }
+
+    private static Object typed(Map property, Object value) {
+        if (value == null) return null
+        def wrong = { -> fail('parameter-type', "${property.name} is ${show(value)}; expected ${KIND_NAMES[property.type]}") }
+        def text = value.toString()
+        switch (property.type) {
+            case 'boolean':
+                if (value instanceof Boolean) return value
+                if (text.toLowerCase() in ['true', 'false']) return text.toLowerCase() == 'true'
+                return wrong()
+            case ['integer', 'number']:
+                if (value instanceof Boolean) return wrong()
+                def number
+                if (text.trim().toLowerCase() in ['nan', '+nan', '-nan']) number = Double.NaN
+                else if (text.trim() ==~ /[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?/) number = Double.parseDouble(text.trim())
+                else return wrong()
+                if (property.type == 'number') return number
+                return number == Math.rint(number) ? (long) number : wrong()
+            default:
+                if (property.list) {
+                    def parts = value instanceof Collection ? value.collect { part -> part.toString() } : text.split(',') as List
+                    return parts.collect { part -> part.trim() }.findAll()
+                }
+                return value instanceof Boolean || value instanceof Map || value instanceof Collection ? wrong() : text
+        }
+    }
+
+    private static String show(Object value) {
+        return value instanceof CharSequence ? "\"${value}\"" : value.toString()
+    }
+
+    /** As Python's format "g": 0.01, 100, 1e-06. */
+    private static String plain(Number number) {
+        def exact = new BigDecimal(number.toString()).stripTrailingZeros()
+        if (exact.signum() == 0 || Math.abs(exact) >= 0.0001) return exact.signum() ? exact.toPlainString() : '0'
+        int exponent = exact.precision() - exact.scale() - 1
+        return "${exact.movePointLeft(exponent).toPlainString()}e-${String.valueOf(-exponent).padLeft(2, '0')}"
+    }
+
+    // -------------------------------------------------------------------------------------------------------------- sheet
+
+    private static List<Map> checkSheet(String given, Path launchDir, Map<String, Map> properties, Map schema, List<Map> errors) {
+        def path = given.contains('://') ? FileHelper.asPath(given) : launchDir.resolve(given)
+        def sheet = path.fileName.toString()
+        def fields = schema.items.properties
+        def records = []
+        def rows = []
+        def rowOf = [:]
+        def wellFormed = collectInto(errors) { split(sheet, sheetText(given, path), records) }
+        if (!records) return []
+        def columns = columns(sheet, records[0], properties, fields, errors)
+        if (!columns) return []
+        records.drop(1).eachWithIndex { values, index ->
+            if (values.any { value -> value.trim() }) {
+                def row = row(path, index + 2, columns, values, properties, fields, rowOf, errors)
+                if (row) rows << row
+            }
+        }
+        if (!wellFormed) {
+            errors << errors.removeAt(errors.findIndexOf { mistake -> mistake.code == 'sheet-quotes' }) // where reading stopped
+        }
+        if (!rowOf && !errors.any { mistake -> mistake.code ==~ /(sheet|sample|technology|path)-.*/ }) {
+            errors << error('sheet-no-rows', "${sheet}: has no samples", 'add one row a sample')
+        }
+        return rows
+    }
+
+    private static String sheetText(String given, Path path) {
+        if (!Files.isRegularFile(path)) {
+            fail('sheet-missing', "sample sheet not found: ${given}", 'is --input right?')
+        }
+        def sheet = path.fileName
+        def text
+        try {
+            text = StandardCharsets.UTF_8.newDecoder().decode(java.nio.ByteBuffer.wrap(Files.readAllBytes(path))).toString()
+        }
+        catch (CharacterCodingException ignored) {
+            fail('sheet-encoding', "${sheet}: is not UTF-8 text", 'save it as CSV UTF-8')
+        }
+        if (text.startsWith('\uFEFF')) text = text.substring(1)
+        if (text.contains('\0')) fail('sheet-encoding', "${sheet}: is not UTF-8 text", 'save it as CSV UTF-8')
+        if (!text.trim()) fail('sheet-empty', "${sheet}: is empty", "expected the columns ${REQUIRED_COLUMNS.join(', ')}, path")
+        return text.replace('\r\n', '\n').replace('\r', '\n')
+    }
+
+    /** Rows by RFC 4180 into `records`; the delimiter is the one that the header has most of. */
+    private static void split(String sheet, String text, List<List<String>> records) {
+        def header = text.replaceFirst(/^\n+/, '').split('\n', 2)[0]
+        def delimiter = [',', '\t', ';'].max { mark -> header.count(mark) }
+        int at = 0
+        def quotes = { -> fail('sheet-quotes', "${sheet} row ${records.size() + 1}: quotes do not match", 'write a quote inside a quoted field as ""') }
+        while (at < text.length()) {
+            def values = []
+            while (true) {
+                def value = new StringBuilder()
+                if (text.startsWith('"', at)) {
+                    while (true) {
+                        int end = text.indexOf('"', at + 1)
+                        if (end < 0) quotes()
+                        value << text.substring(at + 1, end)
+                        at = end + 1
+                        if (!text.startsWith('"', at)) break
+                        value << '"'
+                    }
+                }
+                else {
+                    int end = [text.indexOf(delimiter, at), text.indexOf('\n', at), text.length()].findAll { position -> position >= 0 }.min()
+                    value << text.substring(at, end)
+                    at = end
+                }
+                values << value.toString()
+                if (!text.startsWith(delimiter, at)) break
+                at++
+            }
+            if (at < text.length() && !text.startsWith('\n', at)) quotes()
+            at++
+            records << values
+        }
+    }
+
+    /** The columns' names, parameters by their full name; an empty list where required ones are absent. */
+    private static List<String> columns(String sheet, List<String> header, Map<String, Map> properties, Map fields, List<Map> errors) {
+        def aliases = aliases(properties)
+        def names = header*.trim()
+        while (names && !names.last()) names.removeLast()
+        def columns = names.collect { name ->
+            def snake = name.replace('-', '_')
+            def found = aliases.getOrDefault(snake, snake)
+            found in properties || found in fields ? found : name
+        }
+        names.eachWithIndex { name, index ->
+            if (!name) errors << error('sheet-column-unnamed', "${sheet}: column ${index + 1} has no name")
+        }
+        columns.countBy { column -> column }.each { column, count ->
+            if (column && count > 1) errors << error('sheet-column-twice', "${sheet}: column \"${column}\" stands ${count} times")
+        }
+        columns.toUnique().findAll { column -> column in properties && !properties[column].per_sample }.each { column ->
+            errors << error('sheet-column-run', "${sheet}: column \"${column}\" is a parameter of the whole run, not of a sample",
+                "give it as --${column}, or name the column otherwise")
+        }
+        def missing = REQUIRED_COLUMNS.findAll { required -> !(required in columns) }
+        missing.each { required ->
+            errors << error('sheet-column-missing', "${sheet}: has no column \"${required}\"",
+                didYouMean(required, names.findAll()).replace('known:', 'columns:'))
+        }
+        if (missing) return []
+        columns.findAll { column -> !(column in properties) && !(column in fields) }.each { column ->
+            def near = nearest(column, properties.keySet(), NEARLY)
+            if (near) System.err.println("WARN: ${sheet}: column \"${column}\" is kept as metadata; the parameter is called \"${near}\"")
+        }
+        return columns
+    }
+
+    /** One row as [sample, technology, files, source, overrides, metadata]; null where it has mistakes. */
+    private static Map row(Path path, int number, List<String> columns, List<String> values, Map<String, Map> properties, Map fields, Map<String, Integer> rowOf, List<Map> errors) {
+        def where = "${path.fileName} row ${number}".toString()
+        int before = errors.size()
+        while (values.size() > columns.size() && !values.last().trim()) values = values.init()
+        if (values.size() > columns.size()) {
+            errors << error('sheet-row-length', "${where}: has ${values.size()} fields; the header has ${columns.size()}",
+                'put fields that hold the delimiter in quotes')
+        }
+        def cells = [columns, values].transpose().collectEntries()
+
+        def sample = (cells.remove('sample') ?: '').trim()
+        if (!sample) {
+            errors << error('sample-missing', "${where}: sample is empty")
+        }
+        else {
+            where += ", sample \"${sample}\""
+            if (!(sample ==~ fields.sample.pattern)) {
+                errors << error('sample-name', "${where}: the name cannot be used",
+                    'at most 64 letters, digits, dots, dashes and underscores, the first a letter or digit')
+            }
+            else if (rowOf.containsKey(sample)) {
+                errors << error('sample-twice', "${where}: the name stands in row ${rowOf[sample]} already", 'each row needs a name of its own')
+            }
+        }
+        rowOf.putIfAbsent(sample, number)
+
+        def technologies = fields.technology.enum
+        def technology = (cells.remove('technology') ?: '').trim()
+        if (!technology) {
+            errors << error('technology-missing', "${where}: technology is empty", "one of ${technologies.toSorted().join(', ')}")
+        }
+        else if (!(technology in technologies)) {
+            errors << error('technology-unknown', "${where}: unknown technology \"${technology}\"", didYouMean(technology, technologies))
+        }
+
+        def source = cells.path ?: ''
+        if (!source.trim() && !(technology in WITHOUT_PATH)) {
+            errors << error('path-missing', "${where}: path is empty")
+        }
+        def files = [:]
+        fields.findAll { _name, field -> field.format == 'path' }.keySet().each { column ->
+            def written = cells.remove(column) ?: ''
+            if (written.trim()) {
+                files[column] = written.contains('://') ? FileHelper.asPath(written) : path.toAbsolutePath().parent.resolve(written).normalize()
+                if (written =~ /[\n\r]/) {
+                    errors << error('path-line-break', "${where}: ${column} holds a line break", 'rename the file, or mend the quotes')
+                }
+                else if (!exists(files[column])) {
+                    errors << error('path-not-found', "${where}: ${column} not found: ${files[column]}")
+                }
+                else if (files[column].toString() =~ SHELL_CHARACTERS && !stagesAnyPath()) {
+                    errors << error('path-characters', "${where}: this Nextflow cannot stage ${files[column]}", 'rename it without $[]{}*?~')
+                }
+            }
+        }
+
+        def overrides = [:]
+        def metadata = [:]
+        cells.each { column, text ->
+            if (!(column in properties)) {
+                metadata[column] = text.trim()
+            }
+            else if (text.trim() && properties[column].per_sample) {
+                collectInto(errors, "${where}: ") { overrides[column] = check(properties[column], text.trim()) }
+            }
+        }
+        return errors.size() > before ? null : [sample: sample, technology: technology, files: files, source: source, overrides: overrides, metadata: metadata]
+    }
+
+    /**
+     * Nextflow's scripts escape most characters of a path for the shell, but leave variables, braces and globs alone. Have it
+     * escape those too; whether that worked.
+     */
+    private static boolean stagesAnyPath() {
+        try {
+            def field = Escape.getDeclaredField('SPECIAL_CHARS')
+            field.accessible = true
+            def known = field.get(null) as List // the list itself, not a copy
+            ['$', '[', ']', '{', '}', '*', '?', '~'].each { letter -> if (!(letter in known)) known.add(letter) }
+            return Escape.path('$') == '\\$'
+        }
+        catch (ReflectiveOperationException | RuntimeException ignored) {
+            return false
+        }
+    }
+
+    private static boolean exists(Path path) {
+        try {
+            return Files.exists(path)
+        }
+        catch (Exception ignored) {
+            return false
+        }
+    }
+
+    // -------------------------------------------------------------------------------------------------------------- slides
+
+    private static Map slide(Map row, Map values, Map<String, Map> properties, Map<String, List<String>> stages) {
+        def own = values + row.overrides
+        def settings = stages.collectEntries { stage, names ->
+            def given = names.collectEntries { name -> [name, own[name]] }
+            // CONVERT is the one stage that must know what it reads; the source is the path as the user knows it.
+            if (stage == 'convert') given += [technology: row.technology, source: row.source]
+            [stage, toJson(given)]
+        }
+        def method = own.segmentation == 'cellpose' ? "cellpose${own.cellpose_generation}".toString() : own.segmentation
+        def files = ['path', 'transcripts', 'prior_cells', 'truth'].collectEntries { column -> [column, row.files[column] ?: []] }
+        return [id: row.sample, technology: row.technology, method: method] + files +
+            [source: row.source, metadata: row.metadata, settings: settings]
+    }
+
+    /** One line of JSON as Python's json.dumps with sorted keys writes it, safe between single quotes in a shell. */
+    static String toJson(Object value) {
+        if (value instanceof Map) return '{' + value.toSorted { a, b -> a.key <=> b.key }.collect { key, item -> "${toJson(key)}: ${toJson(item)}" }.join(', ') + '}'
+        if (value instanceof Collection) return '[' + value.collect { item -> toJson(item) }.join(', ') + ']'
+        if (!(value instanceof CharSequence)) return String.valueOf(value)
+        return '"' + value.toString().collect { letter -> escaped(letter) }.join('') + '"'
+    }
+
+    private static String escaped(String letter) {
+        def known = ['"': '\\"', '\\': '\\\\', '\n': '\\n', '\r': '\\r', '\t': '\\t', '\b': '\\b', '\f': '\\f'][letter]
+        if (known) return known
+        return letter < ' ' || letter > '\u007F' || letter == "'" ? String.format('\\u%04x', (int) (letter as char)) : letter
+    }
+
+    // ------------------------------------------------------------------------------------------------------------- mistakes
+
+    private static class Mistake extends RuntimeException {
+
+        final Map error
+
+        Mistake(Map error) {
+            super(error.message.toString())
+            this.error = error
+        }
+
+    }
+
+    private static Map error(Object code, Object message, Object hint = '') {
+        return [code: code, message: message.toString(), hint: hint.toString()]
+    }
+
+    private static Object fail(Object code, Object message, Object hint = '') {
+        throw new Mistake(error(code, message, hint))
+    }
+
+    /** Run `action`; a mistake goes to `errors`. Whether there was none. */
+    private static boolean collectInto(List<Map> errors, String where = '', Closure action) {
+        try {
+            action()
+            return true
+        }
+        catch (Mistake mistake) {
+            errors << error(mistake.error.code, where + mistake.error.message, mistake.error.hint)
+            return false
+        }
+    }
+
+    /** As `errors.did_you_mean` in Python. */
+    private static String didYouMean(String value, Collection<String> known) {
+        def near = nearest(value, known, 0.6)
+        return near ? "did you mean \"${near}\"?" : "known: ${known.toSorted().join(', ')}"
+    }
+
+    /** As the first of Python's difflib.get_close_matches. */
+    private static String nearest(String word, Collection<String> known, double cutoff) {
+        def best = known.collect { name -> [2.0d * matches(name, word) / Math.max(name.length() + word.length(), 1), name] }
+            .findAll { found -> found[0] >= cutoff }
+            .max { a, b -> a[0] <=> b[0] ?: a[1] <=> b[1] }
+        return best ? best[1] : null
+    }
+
+    /** Characters in matching blocks after Ratcliff and Obershelp: the longest common part, then left and right of it. */
+    private static int matches(String a, String b) {
+        int size = 0, startA = 0, startB = 0
+        def previous = new int[b.length() + 1]
+        for (int i = 0; i < a.length(); i++) {
+            def current = new int[b.length() + 1]
+            for (int j = 0; j < b.length(); j++) {
+                if (a.charAt(i) == b.charAt(j)) {
+                    current[j + 1] = previous[j] + 1
+                    if (current[j + 1] > size) {
+                        size = current[j + 1]
+                        startA = i - size + 1
+                        startB = j - size + 1
+                    }
+                }
+            }
+            previous = current
+        }
+        if (size == 0) return 0
+        return size + matches(a.substring(0, startA), b.substring(0, startB)) + matches(a.substring(startA + size), b.substring(startB + size))
+    }
+
+    // ------------------------------------------------------------------------------------------------------------- summary
+
+    /** The last attempt of every task, from the trace file. */
+    private static List<Map<String, String>> lastAttempts(Path trace, Object workflow) {
+        int expected = workflow.stats.succeededCount + workflow.stats.failedCount + workflow.stats.cachedCount
+        def rows = []
+        for (int attempt = 0; attempt < 20; attempt++) { // the file is written beside the run, a moment later
+            rows = Files.exists(trace) ? Files.readAllLines(trace)*.split('\t', -1) : []
+            if (rows.size() > expected) break
+            sleep(100)
+        }
+        if (!rows) return []
+        def header = rows[0] as List
+        def last = [:]
+        rows.drop(1).each { row ->
+            def task = [header, row as List].transpose().collectEntries()
+            last[[task.process, task.tag]] = task
+        }
+        return last.values() as List
+    }
+
+    private static String stage(Map task) {
+        return task.process.tokenize(':').last()
+    }
+
+    /** Why a sample did not come through: [stage, cause, hint, log]. */
+    private static Map failure(String id, List<Map<String, String>> tasks, Object workflow) {
+        def task = tasks.find { candidate -> candidate.status == 'FAILED' && candidate.tag.tokenize(':')[0] == id }
+        if (!task) {
+            return [stage: '', cause: workflow.errorMessage ?: 'the run ended before it', hint: 'start again with -resume', log: '']
+        }
+        def (start, rest) = task.hash.tokenize('/')
+        def parent = (workflow.workDir as Path).resolve(start)
+        def folder = Files.isDirectory(parent) ? Files.list(parent).filter { path -> path.fileName.toString().startsWith(rest) }.findFirst().orElse(null) : null
+        def log = folder?.resolve('.command.err')
+        def lines = log && Files.exists(log) ? log.toFile().readLines('UTF-8') : []
+        def record = lines.reverse().findResult { line -> line.startsWith('CELLQUILT_ERROR ') ? parsed(line.substring(16)) : null }
+        def cause = record?.message ?: lines.reverse().find { line -> line.trim() } ?: "exit code ${task.exit}"
+        def hint = record?.hint ?: ''
+        if (!record && task.exit.isInteger() && task.exit.toInteger() in 130..145) {
+            cause = "killed (exit code ${task.exit}): too little memory or time"
+            hint = 'give the process more (process.memory, process.time in a configuration), then -resume'
+        }
+        return [stage: stage(task), cause: withoutFolders(cause), hint: withoutFolders(hint), log: log ? relative(log, workflow) : '']
+    }
+
+    private static Object parsed(String text) {
+        try {
+            return new JsonSlurper().parseText(text)
+        }
+        catch (Exception ignored) {
+            return null
+        }
+    }
+
+    private static String relative(Path path, Object workflow) {
+        def launch = workflow.launchDir as Path
+        return path.startsWith(launch) ? launch.relativize(path).toString() : path.subpath(path.nameCount - 3, path.nameCount).toString()
+    }
+
+    /** No folder of this machine in what is published: of an absolute path only the name stays. */
+    private static String withoutFolders(String text) {
+        def part = /[^\/:;,"'()<>]+/ // folders may hold blanks
+        return text.replaceAll(/(?<![\w.\/])(?:\/${part})+\/([^\s\/:;,"'()<>]+)/) { all -> "…/${all[1]}" }.replaceAll(/\s+/, ' ').trim()
+    }
+
+    /** Fill the rows of the failed samples; the table is made anew where the run did not get to it. */
+    private static void recordFailures(Path table, Map<String, Map> failed) {
+        def rows = Files.exists(table) ? Files.readAllLines(table)*.split('\t', -1)*.toList() : []
+        if (!rows) rows << ['sample', 'status', 'verdict']
+        def header = rows[0]
+        (['status'] + failed.values()[0].keySet()).each { column -> if (!(column in header)) header << column }
+        failed.each { id, failure ->
+            def row = rows.drop(1).find { candidate -> candidate[0] == id }
+            if (!row) rows << (row = [id])
+            while (row.size() < header.size()) row << ''
+            ([status: 'failed'] + failure).each { column, value -> row[header.indexOf(column)] = value }
+        }
+        rows.drop(1).each { row -> while (row.size() < header.size()) row << '' }
+        Files.deleteIfExists(table) // it may be a link into the work folder
+        Files.writeString(table, rows.collect { row -> row.join('\t') }.join('\n') + '\n')
+    }
+
+}

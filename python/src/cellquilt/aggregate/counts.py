@@ -1,0 +1,502 @@
+"""Transcripts to cells: exact counts and the assignment of every transcript, streamed batch by batch.
+
+A transcript is in at most one cell. It is *counted* (adds one to the matrix) if it is in a cell, is no control and
+passes the machine's quality threshold. So the row sums of the matrix are, cell by cell, the numbers of counted
+transcripts whose `cell_id` is that cell.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numba
+import numpy as np
+import pyarrow as pa
+from numpy.typing import ArrayLike, NDArray
+
+from cellquilt.core.errors import CellquiltError
+from cellquilt.core.transforms import Affine
+from cellquilt.geometry.locate import PolygonIndex
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+_GENE_BITS = 32
+_NO_PLANE = np.iinfo(np.int32).min
+
+
+@dataclass
+class Assignment:
+    """Where the transcripts of one batch lie.
+
+    Attributes
+    ----------
+    cell
+        (n,) int64 row of the cell, -1 for none.
+    in_nucleus
+        (n,) bool, inside a nucleus' outline.
+    """
+
+    cell: NDArray[np.int64]
+    in_nucleus: NDArray[np.bool_]
+
+
+@dataclass
+class Counts:
+    """What a slide's transcripts add up to.
+
+    Attributes
+    ----------
+    matrix
+        (n_cells, n_genes) int32 CSR with sorted indices and no stored zeros.
+    genes
+        Names of the columns, sorted: all genes that occur as something else than a control, counted or not.
+    n_control
+        (n_cells,) int64, controls in each cell that pass the quality threshold.
+    qc
+        Numbers for `qc.json`; see `TranscriptCounter`.
+    """
+
+    matrix: "csr_matrix"
+    genes: list[str]
+    n_control: NDArray[np.int64]
+    qc: dict[str, Any] = field(default_factory=dict)
+
+
+class TranscriptCounter:
+    """Assign and count transcripts batch by batch.
+
+    Parameters
+    ----------
+    cells
+        Index of the cells' outlines.
+    to_cells
+        (3, 3) map from the transcripts' x, y to the outlines' coordinates.
+    n_cells
+        Rows of the matrix. Default: one a polygon.
+    cell_of_polygon
+        (n_polygons,) row of each polygon's cell, where a cell has several outlines (one a plane). Default: polygon i
+        is cell i.
+    nuclei
+        Index of the nuclei's outlines, in the same coordinates.
+    planes
+        Only transcripts of these planes are assigned (``count_z = same``); the others keep no cell. Default: all.
+    image_shape
+        (height, width) of the image, to tell the transcripts inside it.
+    to_image
+        (3, 3) map from the transcripts' x, y to the image's pixels. Default: `to_cells`.
+    threads
+        Threads that locate points.
+
+    Notes
+    -----
+    The memory it takes grows with the number of different (cell, gene) pairs, not with the number of transcripts.
+
+    The numbers in ``Counts.qc`` are: ``n_transcripts`` all rows; ``n_inside_image``; ``n_assigned`` rows in a cell,
+    controls and low quality included; ``n_in_nucleus``; ``n_counted``; ``n_control`` all control rows;
+    ``n_control_in_cells`` and ``n_control_outside`` passing controls in cells, and outside cells but inside the image;
+    ``control_rate_in_cells`` and ``control_rate_outside`` the share of controls among the passing rows there (None
+    where there are no rows); ``share_assigned`` and ``share_assigned_by_z`` (plane → share) assigned rows among the
+    rows inside the image (None where there are none). Without `image_shape` all rows with finite coordinates count as
+    inside.
+    """
+
+    def __init__(
+        self,
+        cells: PolygonIndex,
+        to_cells: Affine,
+        *,
+        n_cells: int | None = None,
+        cell_of_polygon: ArrayLike | None = None,
+        nuclei: PolygonIndex | None = None,
+        planes: Collection[int] | None = None,
+        image_shape: tuple[int, int] | None = None,
+        to_image: Affine | None = None,
+        threads: int = 1,
+    ) -> None:
+        self.n_cells = cells.n_polygons if n_cells is None else n_cells
+        self._cells, self._nuclei, self._threads = cells, nuclei, threads
+        self._to_cells = np.ascontiguousarray(to_cells, dtype=np.float64)
+        self._owner = None if cell_of_polygon is None else np.asarray(cell_of_polygon, dtype=np.int64)
+        if self._owner is not None and (
+            self._owner.shape != (cells.n_polygons,)
+            or (self._owner.size and not 0 <= self._owner.min() <= self._owner.max() < self.n_cells)
+        ):
+            raise ValueError(f"cell_of_polygon must hold a row below {self.n_cells} for {cells.n_polygons} polygons")
+        self._planes = None if planes is None else np.array(sorted(planes), dtype=np.int64)
+        self._image_shape = image_shape
+        self._to_image = self._to_cells if to_image is None else np.ascontiguousarray(to_image, dtype=np.float64)
+        self._genes = _Vocabulary()
+        self._pairs = _PairCounts()
+        self._n_control = np.zeros(self.n_cells, dtype=np.int64)
+        self._totals = np.zeros(len(_TOTALS), dtype=np.int64)
+        self._by_plane: dict[int, NDArray[np.int64]] = {}
+
+    def add(self, batch: pa.Table) -> Assignment:
+        """Assign and count one batch.
+
+        Parameters
+        ----------
+        batch
+            Columns ``x, y, gene, is_control`` and, if there are any, ``passes_qv`` and ``z_plane``; others are left
+            alone.
+
+        Raises
+        ------
+        CellquiltError
+            ``points-column-missing``, ``gene-missing`` if a row that is no control has no gene, and
+            ``z-plane-missing`` where planes are asked for and not known.
+        """
+        _require(batch, ("x", "y", "gene", "is_control"))
+        x, y = _floats(batch, "x"), _floats(batch, "y")
+        is_control = _bools(batch, "is_control")
+        passes = _bools(batch, "passes_qv") if "passes_qv" in batch.column_names else np.ones(x.size, dtype=bool)
+        plane = _plane_column(batch)
+        if plane is None and (self._planes is not None or self._cells.has_planes):
+            raise CellquiltError(
+                "z-plane-missing",
+                "the transcripts have no column z_plane, but only those of certain planes are to be counted",
+                "set count_z to all",
+            )
+        gene = self._genes.encode(batch.column("gene"), is_control)
+        cell = self._locate(self._cells, x, y, plane)
+        if self._owner is not None:
+            cell = np.where(cell >= 0, self._owner[cell], -1) if self._owner.size else cell
+        nucleus = np.full(x.size, -1, dtype=np.int64)
+        if self._nuclei is not None:
+            nucleus = self._locate(self._nuclei, x, y, plane)
+        inside = _inside(x, y, self._to_image, *(self._image_shape or (-1, -1)))
+        keys = np.empty(x.size, dtype=np.int64)
+        n_keys = _tally(cell, nucleus, gene, is_control, passes, inside, self._n_control, self._totals, keys)
+        self._pairs.add(keys[:n_keys])
+        if plane is not None:
+            self._tally_planes(plane, inside, cell >= 0)
+        return Assignment(cell, nucleus >= 0)
+
+    def _locate(
+        self, index: PolygonIndex, x: NDArray[np.float64], y: NDArray[np.float64], plane: NDArray[np.int64] | None
+    ) -> NDArray[np.int64]:
+        found = index.locate_columns(x, y, plane, matrix=self._to_cells, threads=self._threads)
+        if self._planes is not None and plane is not None:
+            found[~np.isin(plane, self._planes)] = -1
+        return found
+
+    def _tally_planes(self, plane: NDArray[np.int64], inside: NDArray[np.bool_], assigned: NDArray[np.bool_]) -> None:
+        if plane.size == 0:
+            return
+        low, high = int(plane.min()), int(plane.max())
+        if low == _NO_PLANE or high - low > 10_000:  # far apart: number them
+            values, plane = np.unique(plane, return_inverse=True)
+        else:
+            values, plane = np.arange(low, high + 1), plane - low
+        counts = np.zeros((values.size, 3), dtype=np.int64)
+        _count_planes(plane, inside, assigned, counts)
+        for value, count in zip(values.tolist(), counts, strict=True):
+            if count[2]:
+                self._by_plane[value] = self._by_plane.get(value, 0) + count[:2]
+
+    def finish(self) -> Counts:
+        """The counts of all batches so far."""
+        from scipy.sparse import csr_matrix
+
+        names, column = self._genes.sorted_columns()
+        keys, values = self._pairs.total()
+        rows = keys >> _GENE_BITS
+        columns = column[keys & ((1 << _GENE_BITS) - 1)]
+        indptr = np.zeros(self.n_cells + 1, dtype=np.int64)
+        np.cumsum(np.bincount(rows, minlength=self.n_cells), out=indptr[1:])
+        matrix = csr_matrix((values, columns, indptr), shape=(self.n_cells, len(names)), dtype=np.int32)
+        matrix.sort_indices()
+        return Counts(matrix, names, self._n_control.copy(), self._qc())
+
+    def _qc(self) -> dict[str, Any]:
+        t = dict(zip(_TOTALS, self._totals.tolist(), strict=True))
+        shares = {plane: _share(n[1], n[0]) for plane, n in sorted(self._by_plane.items()) if plane != _NO_PLANE}
+        return {
+            "n_transcripts": t["rows"],
+            "n_inside_image": t["inside"],
+            "n_assigned": t["assigned"],
+            "n_in_nucleus": t["in_nucleus"],
+            "n_counted": t["counted"],
+            "n_control": t["control"],
+            "n_control_in_cells": t["control_in_cells"],
+            "n_control_outside": t["control_outside"],
+            "control_rate_in_cells": _share(t["control_in_cells"], t["passing_in_cells"]),
+            "control_rate_outside": _share(t["control_outside"], t["passing_outside"]),
+            "share_assigned": _share(t["assigned_inside"], t["inside"]),
+            "share_assigned_by_z": shares,
+        }
+
+
+def count_transcripts(batches: Iterable[pa.Table], counter: TranscriptCounter) -> Counts:
+    """Count all batches where the assignment itself is not needed; see `TranscriptCounter`."""
+    for batch in batches:
+        counter.add(batch)
+    return counter.finish()
+
+
+def points_with_cells(
+    batches: Iterable[pa.Table], counter: TranscriptCounter, cell_ids: ArrayLike
+) -> Iterator[pa.Table]:
+    """Count batches and pass them on with the columns that the published points have.
+
+    Parameters
+    ----------
+    batches
+        As `TranscriptCounter.add` takes them.
+    counter
+        Counts them on the way; call its `finish` when the batches are through.
+    cell_ids
+        (n_cells,) names of the matrix' rows.
+
+    Yields
+    ------
+    pyarrow.Table
+        The batch, in the same order, with ``cell_id`` (string, null where in no cell) and ``in_nucleus`` (bool). The
+        machine's own columns of these names are kept as ``vendor_cell_id`` and ``vendor_in_nucleus``.
+    """
+    ids = pa.array(np.asarray(cell_ids, dtype=object), type=pa.string())
+    if len(ids) != counter.n_cells:
+        raise ValueError(f"{len(ids)} cell ids for {counter.n_cells} cells")
+    for batch in batches:
+        assignment = counter.add(batch)
+        names = [f"vendor_{name}" if name in ("cell_id", "in_nucleus") else name for name in batch.column_names]
+        row = pa.array(assignment.cell, mask=assignment.cell < 0)
+        yield (
+            batch.rename_columns(names)
+            .append_column(pa.field("cell_id", pa.string()), ids.take(row))
+            .append_column("in_nucleus", pa.array(assignment.in_nucleus))
+        )
+
+
+class _Vocabulary:
+    """Gene names in order of appearance, and which of them occur as something else than a control."""
+
+    def __init__(self) -> None:
+        self._code: dict[str, int] = {}
+        self._seen = np.zeros(0, dtype=bool)
+
+    def encode(self, column: pa.ChunkedArray, is_control: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """(n,) int64 code of each row's gene; -1 for a control without a name."""
+        column = column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+        array = column.combine_chunks()
+        if isinstance(array, pa.ChunkedArray):  # what older pyarrow makes of a table without rows
+            array = array.chunk(0) if array.num_chunks else pa.array([], pa.string()).dictionary_encode()
+        names = array.dictionary.to_pylist()
+        # A null may hide in the dictionary as well as in the indices.
+        local = [-1 if name is None else self._code.setdefault(name, len(self._code)) for name in names]
+        indices = array.indices
+        if indices.null_count:
+            indices = indices.fill_null(len(names))
+        codes = np.array([*local, -1], dtype=np.int64)[indices.to_numpy(zero_copy_only=False)]
+        if self._seen.size < len(self._code):
+            self._seen = np.append(self._seen, np.zeros(len(self._code) - self._seen.size, dtype=bool))
+        n_missing = _mark_seen(codes, is_control, self._seen)
+        if n_missing:
+            raise CellquiltError(
+                "gene-missing",
+                f"{n_missing} transcripts have no gene and are no controls",
+                "drop them or mark them as controls when converting",
+            )
+        return codes
+
+    def sorted_columns(self) -> tuple[list[str], NDArray[np.int32]]:
+        """Names of the matrix' columns, and the column of each code."""
+        names = sorted(name for name, code in self._code.items() if self._seen[code])
+        column = np.full(max(len(self._code), 1), -1, dtype=np.int32)
+        for position, name in enumerate(names):
+            column[self._code[name]] = position
+        return names, column
+
+
+class _PairCounts:
+    """How often each (cell, gene) key occurred: sorted runs, merged when two are of about the same size.
+
+    So every key is merged at most log2(batches) times, and the runs together hold little more than the result.
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[NDArray[np.int64], NDArray[np.int32]]] = []
+
+    def add(self, keys: NDArray[np.int64]) -> None:
+        if keys.size == 0:
+            return
+        keys = np.sort(keys)
+        self._runs.append(_run_lengths(keys))
+        while len(self._runs) > 1 and 2 * self._runs[-1][0].size >= self._runs[-2][0].size:
+            self._merge_last()
+
+    def _merge_last(self) -> None:
+        b, a = self._runs.pop(), self._runs.pop()
+        self._runs.append(_merge(*a, *b))
+
+    def total(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Sorted keys and their counts."""
+        while len(self._runs) > 1:
+            self._merge_last()
+        return self._runs[0] if self._runs else (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32))
+
+
+_TOTALS = (
+    "rows",
+    "inside",
+    "assigned",
+    "assigned_inside",
+    "in_nucleus",
+    "counted",
+    "control",
+    "control_in_cells",
+    "control_outside",
+    "passing_in_cells",
+    "passing_outside",
+)
+
+
+@numba.njit(cache=True, nogil=True)
+def _tally(cell, nucleus, gene, is_control, passes, inside, n_control, totals, keys):
+    """Add one batch to the totals; fills `keys` with (cell, gene) of the counted rows and returns how many."""
+    n = 0
+    n_inside = assigned = assigned_inside = in_nucleus = control = 0
+    control_in = control_out = passing_in = passing_out = 0
+    for i in range(cell.size):
+        in_cell = cell[i] >= 0
+        n_inside += inside[i]
+        assigned += in_cell
+        assigned_inside += in_cell and inside[i]
+        in_nucleus += nucleus[i] >= 0
+        control += is_control[i]
+        if not passes[i]:
+            continue
+        if in_cell:
+            passing_in += 1
+            if is_control[i]:
+                control_in += 1
+                n_control[cell[i]] += 1
+            else:
+                keys[n] = (cell[i] << _GENE_BITS) | gene[i]
+                n += 1
+        elif inside[i]:
+            passing_out += 1
+            control_out += is_control[i]
+    totals[0] += cell.size
+    totals[1] += n_inside
+    totals[2] += assigned
+    totals[3] += assigned_inside
+    totals[4] += in_nucleus
+    totals[5] += n
+    totals[6] += control
+    totals[7] += control_in
+    totals[8] += control_out
+    totals[9] += passing_in
+    totals[10] += passing_out
+    return n
+
+
+@numba.njit(cache=True, nogil=True)
+def _count_planes(plane, inside, assigned, counts):
+    """Rows inside the image, rows of these in a cell, and all rows of each plane."""
+    for i in range(plane.size):
+        counts[plane[i], 0] += inside[i]
+        counts[plane[i], 1] += inside[i] and assigned[i]
+        counts[plane[i], 2] += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _inside(x, y, matrix, height, width):
+    """Which points lie in the image; all finite ones where its size is not known (negative)."""
+    out = np.empty(x.size, dtype=np.bool_)
+    for i in range(x.size):
+        px = matrix[0, 0] * x[i] + matrix[0, 1] * y[i] + matrix[0, 2]
+        py = matrix[1, 0] * x[i] + matrix[1, 1] * y[i] + matrix[1, 2]
+        if height < 0:
+            out[i] = np.isfinite(px) and np.isfinite(py)
+        else:
+            out[i] = 0 <= px < width and 0 <= py < height
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _mark_seen(codes, is_control, seen):
+    missing = 0
+    for i in range(codes.size):
+        if not is_control[i]:
+            if codes[i] < 0:
+                missing += 1
+            else:
+                seen[codes[i]] = True
+    return missing
+
+
+@numba.njit(cache=True, nogil=True)
+def _run_lengths(keys):
+    """Distinct values of a sorted array, and how often each occurs."""
+    n = 0
+    for i in range(keys.size):
+        n += i == 0 or keys[i] != keys[i - 1]
+    distinct = np.empty(n, dtype=np.int64)
+    counts = np.zeros(n, dtype=np.int32)
+    k = -1
+    for i in range(keys.size):
+        if i == 0 or keys[i] != keys[i - 1]:
+            k += 1
+            distinct[k] = keys[i]
+        counts[k] += 1
+    return distinct, counts
+
+
+@numba.njit(cache=True, nogil=True)
+def _merge(keys_a, counts_a, keys_b, counts_b):
+    """Add up two sorted runs."""
+    keys = np.empty(keys_a.size + keys_b.size, dtype=np.int64)
+    counts = np.empty(keys.size, dtype=np.int32)
+    i = j = n = 0
+    while i < keys_a.size or j < keys_b.size:
+        take_a = j == keys_b.size or (i < keys_a.size and keys_a[i] <= keys_b[j])
+        take_b = i == keys_a.size or (j < keys_b.size and keys_b[j] <= keys_a[i])
+        total = 0
+        if take_a:
+            keys[n] = keys_a[i]
+            total += counts_a[i]
+            i += 1
+        if take_b:
+            keys[n] = keys_b[j]
+            total += counts_b[j]
+            j += 1
+        counts[n] = total
+        n += 1
+    return keys[:n].copy(), counts[:n].copy()
+
+
+def _share(part: int, whole: int) -> float | None:
+    return float(part) / float(whole) if whole else None
+
+
+def _require(batch: pa.Table, names: Iterable[str]) -> None:
+    missing = [name for name in names if name not in batch.column_names]
+    if missing:
+        raise CellquiltError(
+            "points-column-missing",
+            f"the transcripts have no column {', '.join(missing)}; columns: {', '.join(batch.column_names)}",
+            "make the store anew with `cellquilt convert`",
+        )
+
+
+def _floats(batch: pa.Table, name: str) -> NDArray[np.float64]:
+    return np.ascontiguousarray(batch.column(name).to_numpy(), dtype=np.float64)
+
+
+def _bools(batch: pa.Table, name: str) -> NDArray[np.bool_]:
+    """A column of booleans; null is false."""
+    column = batch.column(name)
+    if column.null_count:
+        column = column.fill_null(False)
+    return np.ascontiguousarray(column.to_numpy(), dtype=bool)
+
+
+def _plane_column(batch: pa.Table) -> NDArray[np.int64] | None:
+    if "z_plane" not in batch.column_names:
+        return None
+    column = batch.column("z_plane")
+    if column.null_count:
+        column = column.cast(pa.int64()).fill_null(_NO_PLANE)
+    return np.ascontiguousarray(column.to_numpy(), dtype=np.int64)

@@ -1,0 +1,204 @@
+"""The aggregate step: transcripts and channels of a slide into its cells."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from cellquilt.aggregate.channels import ChannelTable, measure_channels
+from cellquilt.aggregate.counts import Counts, TranscriptCounter, count_transcripts, points_with_cells
+from cellquilt.core import zarr_json
+from cellquilt.core.errors import CellquiltError
+from cellquilt.core.images import Image, open_image
+from cellquilt.core.log import LOG, progress
+from cellquilt.core.points import PointsWriter, count_points, iter_points, points_transforms
+from cellquilt.core.record import Record
+from cellquilt.core.settings import Settings
+from cellquilt.core.shapes import ShapesTable, read_shapes, write_shapes
+from cellquilt.core.store import Store, result_of
+from cellquilt.core.transforms import GLOBAL
+from cellquilt.geometry.locate import PolygonIndex
+from cellquilt.geometry.polygons import Rings
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from cellquilt.aggregate.table import CellTable
+
+POINTS = "transcripts"
+#: Bytes that one transcript takes while it is counted, columns of the machine included.
+_BYTES_A_TRANSCRIPT = 400
+
+
+def aggregate_slide(
+    store: Path,
+    *,
+    settings: Settings,
+    cells: Path | None = None,
+    metadata: Mapping[str, str] | None = None,
+    output: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Make the table of a slide, and its transcripts with their cells.
+
+    Parameters
+    ----------
+    store
+        The slide: image and transcripts, either may be missing.
+    settings
+        Group ``aggregate``.
+    cells
+        Store with ``cell_boundaries``; None takes the slide's own.
+    metadata
+        Columns of the sheet that are no settings; they go into ``obs``.
+    output
+        Delta store to make; None adds the elements to `store`.
+    overwrite
+        Replace what stands there.
+
+    Returns
+    -------
+    pathlib.Path
+        The store with the result.
+
+    Raises
+    ------
+    CellquiltError
+        ``element-missing`` if there are no cells; ``z-plane-unknown`` if planes are asked for and not known.
+    """
+    from cellquilt.aggregate.table import build_table
+
+    slide, source = Store(store), Store(store if cells is None else cells)
+    record = Record("aggregate", slide.name, settings.of_stage("aggregate"))
+    outlines = read_shapes(source.element("shapes", "cell_boundaries"))
+    nuclei = None
+    if source.has("shapes", "nucleus_boundaries"):
+        nuclei = read_shapes(source.element("shapes", "nucleus_boundaries"))
+    image = open_image(slide.path) if slide.names("images") else None
+    channels = None
+    if image is not None and settings["average_intensities"]:
+        to_pixels = outlines.transforms[GLOBAL]
+        channels = measure_channels(image, Rings.from_shapely(outlines.geometry), to_pixels=to_pixels)
+
+    def table_of(counts: Counts | None, cells: ShapesTable, channels: ChannelTable | None) -> "CellTable":
+        return build_table(
+            slide.name,
+            cells,
+            counts,
+            channels,
+            statistics=("mean", "min", "max"),
+            metadata=metadata,
+            min_transcripts=settings["min_transcripts"],
+            min_area_um2=settings["min_cell_area_um2"],
+            max_area_um2=settings["max_cell_area_um2"],
+            drop_failed=settings["drop_failed"],
+        )
+
+    with result_of(slide, output, overwrite=overwrite) as delta:
+        counts = None
+        has_points = slide.has("points", POINTS)
+        if settings["drop_failed"]:
+            # Which cells fail is known after counting; what is published is counted again for the cells that are left.
+            if has_points:
+                counts = count_transcripts(
+                    _batches(slide, settings), _counter(slide, outlines, nuclei, image, settings)
+                )
+            first = table_of(counts, outlines, channels)
+            record.facts["dropped_by_reason"] = first.failed
+            outlines, nuclei, channels = _keep(first.kept, outlines, nuclei, channels)
+            for name, shapes in (("cell_boundaries", outlines), ("nucleus_boundaries", nuclei)):
+                if shapes is not None:
+                    write_shapes(delta.new_element("shapes", name), shapes)
+        if has_points:
+            counts = _publish_points(slide, delta, outlines, nuclei, image, settings)
+            record.facts.update(counts.qc)
+        built = table_of(counts, outlines, channels)
+        _write_table(delta, built.adata)
+        n_pass = int(built.adata.obs["passes_qc"].sum())
+        record.facts.update(n_cells=len(outlines), n_cells_pass=n_pass, failed_by_reason=built.failed)
+        delta.add_record(record.finish())
+    LOG.info("%s: %d cells, %d pass QC", slide.name, len(outlines), n_pass)
+    return output or slide.path
+
+
+def _keep(
+    kept: np.ndarray, outlines: ShapesTable, nuclei: ShapesTable | None, channels: ChannelTable | None
+) -> tuple[ShapesTable, ShapesTable | None, ChannelTable | None]:
+    rows = np.flatnonzero(kept)
+    return (
+        outlines.take(rows),
+        None if nuclei is None else nuclei.take(rows),
+        None if channels is None else channels.take(rows),
+    )
+
+
+def _batches(slide: Store, settings: Settings) -> Iterator[pa.Table]:
+    rows = max(settings["memory_mb"] * 1_000_000 // (4 * _BYTES_A_TRANSCRIPT), 10_000)
+    return iter_points(slide.element("points", POINTS), batch_rows=min(rows, 1_000_000))
+
+
+def _counter(
+    slide: Store, outlines: ShapesTable, nuclei: ShapesTable | None, image: Image | None, settings: Settings
+) -> TranscriptCounter:
+    """A counter in the cells' own coordinates."""
+    transforms = points_transforms(slide.element("points", POINTS))
+    to_image = transforms[GLOBAL]
+    to_cells = np.linalg.inv(outlines.transforms[GLOBAL]) @ to_image
+    return TranscriptCounter(
+        PolygonIndex(Rings.from_shapely(outlines.geometry)),
+        to_cells,
+        nuclei=None if nuclei is None else PolygonIndex(Rings.from_shapely(nuclei.geometry)),
+        planes=_planes(slide, settings),
+        image_shape=None if image is None else (image.shape[1], image.shape[2]),
+        to_image=to_image,
+        threads=settings["threads"],
+    )
+
+
+def _planes(slide: Store, settings: Settings) -> list[int] | None:
+    """The planes whose transcripts count, None for all."""
+    if settings["count_z"] == "all":
+        return None
+    z = str(settings.given.get("z") or slide.parameter("convert", "z") or settings["z"])
+    if not z.isdigit():
+        raise CellquiltError(
+            "z-plane-unknown",
+            f"{slide.name}: count_z is same, but the image is the projection {z}, not one plane",
+            "set z to a plane's index, or count_z to all",
+        )
+    return [int(z)]
+
+
+def _publish_points(
+    slide: Store,
+    delta: Store,
+    outlines: ShapesTable,
+    nuclei: ShapesTable | None,
+    image: Image | None,
+    settings: Settings,
+) -> Counts:
+    """Write every transcript with its cell, and count on the way."""
+    counter = _counter(slide, outlines, nuclei, image, settings)
+    transforms = points_transforms(slide.element("points", POINTS))
+    total = count_points(slide.element("points", POINTS))
+    with PointsWriter(delta.new_element("points", POINTS), transforms) as writer:
+        batches = points_with_cells(_batches(slide, settings), counter, outlines.ids)
+        for batch in progress(batches, "transcripts", max(total // 1_000_000, 1)):
+            writer.write(batch)
+    return counter.finish()
+
+
+def _write_table(delta: Store, table: "AnnData") -> None:
+    """Write the table as spatialdata's own writer does."""
+    import warnings
+
+    element = delta.new_element("tables", "table")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        table.write_zarr(element)
+    attributes = table.uns["spatialdata_attrs"]
+    zarr_json.update_attributes(
+        element, {"spatialdata-encoding-type": "ngff:regions_table", "version": "0.2", **attributes}
+    )

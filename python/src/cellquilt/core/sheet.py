@@ -1,0 +1,315 @@
+"""The sample sheet and the parameters of a run, checked before anything starts.
+
+`lib/Inputs.groovy` does the same in the pipeline's head job from the two JSON schemas, with the same messages;
+`tests/cases/bad_inputs.json` drives both. All mistakes come in one message.
+"""
+
+import difflib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cellquilt.core.errors import CellquiltError, SeveralErrors, did_you_mean
+from cellquilt.core.log import LOG
+from cellquilt.core.schema import SHEET_COLUMNS, SHEET_FILES
+from cellquilt.core.settings import ALIASES, BY_NAME, TECHNOLOGIES, Value, check, check_all
+
+_REQUIRED = ("sample", "technology")
+#: Technologies whose rows need no path, for their transcripts are all there is.
+_WITHOUT_PATH = ("transcripts",)
+#: A metadata column this similar to a parameter's name is probably meant to be one.
+_NEARLY = 0.85
+
+
+@dataclass(frozen=True)
+class Row:
+    """One slide of the sheet.
+
+    Attributes
+    ----------
+    sample
+        Its name.
+    technology
+        The machine.
+    path, transcripts, prior_cells, truth
+        Absolute paths; None where the cell is empty.
+    source
+        The path as it is written in the sheet, for messages and records.
+    overrides
+        Parameter → value of this slide, typed; without empty cells.
+    metadata
+        Every other column → text.
+    """
+
+    sample: str
+    technology: str
+    path: Path | None = None
+    transcripts: Path | None = None
+    prior_cells: Path | None = None
+    truth: Path | None = None
+    source: str = ""
+    overrides: dict[str, Value] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def check_params(given: Mapping[str, Any]) -> dict[str, Value]:
+    """Check parameters.
+
+    Returns
+    -------
+    dict
+        Name → typed value of what was given.
+
+    Raises
+    ------
+    SeveralErrors
+        ``input-invalid`` with all mistakes.
+    """
+    values, errors = _checked_params(given)
+    _raise(errors)
+    return values
+
+
+def read_sheet(path: Path | str) -> list[Row]:
+    """Read and check a sample sheet (CSV or TSV).
+
+    Parameters
+    ----------
+    path
+        The sheet. Relative paths in it are relative to its folder.
+
+    Returns
+    -------
+    list of Row
+        In the order of the sheet.
+
+    Raises
+    ------
+    SeveralErrors
+        ``input-invalid`` with all mistakes; each has a code of its own: ``sheet-*``, ``sample-*``, ``technology-*``,
+        ``path-*`` or ``parameter-*``.
+    """
+    rows, errors = _checked_sheet(path)
+    _raise(errors)
+    return rows
+
+
+def check_input(sheet: Path | str, given: Mapping[str, Any]) -> tuple[list[Row], dict[str, Value]]:
+    """Check a sheet and the parameters of a run, as the pipeline does before it starts; all mistakes of both at once.
+
+    Raises
+    ------
+    SeveralErrors
+        ``input-invalid``.
+    """
+    values, parameter_errors = _checked_params(given)
+    rows, sheet_errors = _checked_sheet(sheet)
+    _raise(parameter_errors + sheet_errors)
+    return rows, values
+
+
+def _raise(errors: list[CellquiltError]) -> None:
+    if errors:
+        raise SeveralErrors("input-invalid", "The input has mistakes; nothing was started:", errors)
+
+
+def _checked_params(given: Mapping[str, Any]) -> tuple[dict[str, Value], list[CellquiltError]]:
+    try:
+        return check_all(given), []
+    except SeveralErrors as several:
+        return {}, several.errors
+
+
+def _checked_sheet(path: Path | str) -> tuple[list[Row], list[CellquiltError]]:
+    path = Path(path)
+    errors: list[CellquiltError] = []
+    try:
+        records = _records(path)
+        columns = _columns(path, next(records, (1, []))[1], errors)
+    except CellquiltError as error:
+        return [], [error]
+    rows: list[Row] = []
+    first_row_of: dict[str, int] = {}
+    if not columns:
+        return [], errors
+    try:
+        for number, values in records:
+            if any(value.strip() for value in values):
+                rows += _row(path, number, columns, values, first_row_of, errors)
+    except CellquiltError as error:
+        errors.append(error)
+    if not first_row_of and not errors:
+        errors.append(CellquiltError("sheet-no-rows", f"{path.name}: has no samples", "add one row a sample"))
+    return rows, errors
+
+
+def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Row number (as a spreadsheet counts, the header is 1) and fields of every row, empty ones too."""
+    if not path.is_file():
+        raise CellquiltError("sheet-missing", f"sample sheet not found: {path}", "is --input right?")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise CellquiltError("sheet-encoding", f"{path.name}: is not UTF-8 text", "save it as CSV UTF-8") from None
+    if "\0" in text:
+        raise CellquiltError("sheet-encoding", f"{path.name}: is not UTF-8 text", "save it as CSV UTF-8")
+    if not text.strip():
+        raise CellquiltError(
+            "sheet-empty", f"{path.name}: is empty", f"expected the columns {', '.join(_REQUIRED)}, path"
+        )
+    header = re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
+    delimiter = max(",\t;", key=header.count)  # the first of them where all are absent
+    return _split(path, text.replace("\r\n", "\n").replace("\r", "\n"), delimiter)
+
+
+def _split(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Rows by RFC 4180; the standard library's reader lets unclosed quotes swallow the rest of a sheet."""
+    number, at = 1, 0
+    while at < len(text):
+        values = []
+        while True:
+            if text[at : at + 1] == '"':
+                value = ""
+                while True:
+                    end = text.find('"', at + 1)
+                    if end < 0:
+                        raise _quotes(path, number)
+                    value += text[at + 1 : end]
+                    at = end + 1
+                    if text[at : at + 1] != '"':
+                        break
+                    value += '"'
+            else:
+                end = min(
+                    position for position in (text.find(delimiter, at), text.find("\n", at), len(text)) if position >= 0
+                )
+                value, at = text[at:end], end
+            values.append(value)
+            if text[at : at + 1] != delimiter:
+                break
+            at += 1
+        if text[at : at + 1] not in ("\n", ""):
+            raise _quotes(path, number)
+        at += 1
+        yield number, values
+        number += 1
+
+
+def _quotes(path: Path, number: int) -> CellquiltError:
+    return CellquiltError(
+        "sheet-quotes", f"{path.name} row {number}: quotes do not match", 'write a quote inside a quoted field as ""'
+    )
+
+
+def _columns(path: Path, header: list[str], errors: list[CellquiltError]) -> list[str]:
+    """The columns' names, parameters by their full name; mistakes of the header go to `errors`.
+
+    An empty list where required columns are absent, so that no row can be read.
+    """
+    names = [name.strip() for name in header]
+    while names and not names[-1]:
+        names.pop()
+    columns = [_column(name) for name in names]
+    for index, name in enumerate(names):
+        if not name:
+            errors.append(CellquiltError("sheet-column-unnamed", f"{path.name}: column {index + 1} has no name"))
+    for column, count in Counter(columns).items():
+        if column and count > 1:
+            errors.append(CellquiltError("sheet-column-twice", f'{path.name}: column "{column}" stands {count} times'))
+    for column in dict.fromkeys(columns):
+        if column in BY_NAME and not BY_NAME[column].per_sample:
+            hint = f"give it as --{column}, or name the column otherwise"
+            message = f'{path.name}: column "{column}" is a parameter of the whole run, not of a sample'
+            errors.append(CellquiltError("sheet-column-run", message, hint))
+    missing = [required for required in _REQUIRED if required not in columns]
+    for required in missing:
+        hint = did_you_mean(required, filter(None, names)).replace("known:", "columns:")
+        errors.append(CellquiltError("sheet-column-missing", f'{path.name}: has no column "{required}"', hint))
+    if missing:
+        return []
+    for column in columns:
+        near = difflib.get_close_matches(column, list(BY_NAME), n=1, cutoff=_NEARLY)
+        if near and column not in BY_NAME and column not in SHEET_COLUMNS:
+            LOG.warning('%s: column "%s" is kept as metadata; the parameter is called "%s"', path.name, column, near[0])
+    return columns
+
+
+def _column(name: str) -> str:
+    snake = name.replace("-", "_")
+    found = ALIASES.get(snake, snake)
+    return found if found in BY_NAME or found in SHEET_COLUMNS else name
+
+
+def _row(
+    path: Path,
+    number: int,
+    columns: list[str],
+    values: list[str],
+    first_row_of: dict[str, int],
+    errors: list[CellquiltError],
+) -> list[Row]:
+    """The row as a slide, or an empty list where it has mistakes."""
+    where = f"{path.name} row {number}"
+    before = len(errors)
+    while len(values) > len(columns) and not values[-1].strip():
+        values = values[:-1]
+    if len(values) > len(columns):
+        message = f"{where}: has {len(values)} fields; the header has {len(columns)}"
+        errors.append(CellquiltError("sheet-row-length", message, "put fields that hold the delimiter in quotes"))
+        values = values[: len(columns)]
+    cells = dict(zip(columns, values, strict=False))
+
+    sample = cells.pop("sample", "").strip()
+    if not sample:
+        errors.append(CellquiltError("sample-missing", f"{where}: sample is empty"))
+    else:
+        where += f', sample "{sample}"'
+        if not re.fullmatch(SHEET_COLUMNS["sample"][1].strip("^$"), sample):
+            hint = "at most 64 letters, digits, dots, dashes and underscores, the first a letter or digit"
+            errors.append(CellquiltError("sample-name", f"{where}: the name cannot be used", hint))
+        elif sample in first_row_of:
+            message = f"{where}: the name stands in row {first_row_of[sample]} already"
+            errors.append(CellquiltError("sample-twice", message, "each row needs a name of its own"))
+    first_row_of.setdefault(sample, number)
+
+    technology = cells.pop("technology", "").strip()
+    if not technology:
+        message = f"{where}: technology is empty"
+        errors.append(CellquiltError("technology-missing", message, f"one of {', '.join(sorted(TECHNOLOGIES))}"))
+    elif technology not in TECHNOLOGIES:
+        message = f'{where}: unknown technology "{technology}"'
+        errors.append(CellquiltError("technology-unknown", message, did_you_mean(technology, TECHNOLOGIES)))
+
+    source = cells.get("path", "")
+    if not source.strip() and technology not in _WITHOUT_PATH:
+        errors.append(CellquiltError("path-missing", f"{where}: path is empty"))
+    files: dict[str, Path] = {}
+    for column in SHEET_FILES:
+        written = cells.pop(column, "")
+        if written.strip():
+            # Not Path.resolve: a link's own name may say what the file is.
+            files[column] = Path(os.path.abspath(path.parent / written))
+            if re.search(r"[\n\r]", written):
+                hint = "rename the file, or mend the quotes"
+                errors.append(CellquiltError("path-line-break", f"{where}: {column} holds a line break", hint))
+            elif not os.path.exists(files[column]):  # unlike Path.exists it takes names that are too long as absent
+                errors.append(CellquiltError("path-not-found", f"{where}: {column} not found: {files[column]}"))
+
+    overrides: dict[str, Value] = {}
+    metadata: dict[str, str] = {}
+    for column, text in cells.items():
+        text = text.strip()
+        if column not in BY_NAME:
+            metadata[column] = text
+        elif text and BY_NAME[column].per_sample:
+            try:
+                overrides[column] = check(BY_NAME[column], text)
+            except CellquiltError as error:
+                errors.append(CellquiltError(error.code, f"{where}: {error.message}", error.hint))
+    if len(errors) > before:
+        return []
+    return [Row(sample, technology, **files, source=source, overrides=overrides, metadata=metadata)]

@@ -1,0 +1,331 @@
+"""What all readers share: a slide as streams, and the one function that writes them into a raw store.
+
+To add a machine, add a module of the technology's name to this folder with a ``READER = Reader(...)`` in it, and the
+name to `cellquilt.core.settings.TECHNOLOGIES`. A reader only *opens*: it checks the machine's files and returns a
+`Slide`, whose images, points and shapes are functions that stream. `convert_slide` does the rest.
+"""
+
+import hashlib
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cellquilt.core.errors import CellquiltError, did_you_mean
+from cellquilt.core.log import LOG
+from cellquilt.core.settings import TECHNOLOGIES, Settings
+from cellquilt.core.transforms import Affine
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from cellquilt.core.shapes import ShapesTable
+
+#: Largest file that is hashed whole; of larger ones 64 pieces of 1 MiB, evenly spread.
+_HASH_WHOLE = 64 << 20
+
+
+@dataclass
+class ImageSource:
+    """An image to be streamed.
+
+    Attributes
+    ----------
+    shape
+        (channels, height, width).
+    dtype
+        Of the pixels.
+    channels
+        Their names.
+    transforms
+        Coordinate system → (3, 3) map from pixels.
+    window_px
+        Width of a chunk → (height, width) of the windows to ask for, multiples of it.
+    read
+        (channel, y0, y1, x0, x1) → (h, w) pixels.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    channels: list[str]
+    transforms: dict[str, Affine]
+    window_px: Callable[[int], tuple[int, int]]
+    read: Callable[[int, int, int, int, int], np.ndarray]
+
+
+@dataclass
+class PointsSource:
+    """Transcripts to be streamed: batches in µm, as `cellquilt.core.points` describes the columns."""
+
+    transforms: dict[str, Affine]
+    batches: Callable[[], Iterator["pa.Table"]]
+
+
+@dataclass
+class Slide:
+    """A machine's output, opened and checked.
+
+    Attributes
+    ----------
+    images, points, shapes
+        Element name → source.
+    inputs
+        The files it is made of, for the record.
+    facts
+        What the reader found out.
+    """
+
+    images: dict[str, ImageSource] = field(default_factory=dict)
+    points: dict[str, PointsSource] = field(default_factory=dict)
+    shapes: dict[str, Callable[[], "ShapesTable"]] = field(default_factory=dict)
+    inputs: list[Path] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Request:
+    """What a reader is asked for.
+
+    Attributes
+    ----------
+    path
+        The machine's folder or file.
+    transcripts
+        Table beside an image.
+    settings
+        Values in force.
+    source
+        The slide's name for messages: it may have been staged under another.
+    resources
+        Files to close when the slide is written.
+    """
+
+    path: Path
+    transcripts: Path | None
+    settings: Mapping[str, Any]
+    source: str
+    resources: ExitStack
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A machine.
+
+    Attributes
+    ----------
+    technology
+        Its name in the sample sheet, and of its module.
+    title
+        For people.
+    open
+        Checks the files and returns the streams.
+    """
+
+    technology: str
+    title: str
+    open: Callable[[Request], Slide]
+
+
+def reader_of(technology: str) -> Reader:
+    """The reader of a technology, imported when it is asked for.
+
+    Raises
+    ------
+    CellquiltError
+        ``technology-unknown`` with the nearest known name.
+    """
+    if technology not in TECHNOLOGIES:
+        raise CellquiltError(
+            "technology-unknown", f'unknown technology "{technology}"', did_you_mean(technology, TECHNOLOGIES)
+        )
+    return importlib.import_module(f"cellquilt.readers.{technology}").READER
+
+
+def convert_slide(
+    slide: Path | str | None,
+    *,
+    technology: str | None,
+    sample: str | None = None,
+    transcripts: Path | str | None = None,
+    output: Path | str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    source: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Read a machine's output into a raw store: images, points, vendor shapes.
+
+    Parameters
+    ----------
+    slide
+        The machine's folder or file.
+    technology
+        The machine.
+    sample
+        The sample's name; default: the output's.
+    transcripts
+        Table of transcripts beside an image.
+    output
+        The store to make; default: beside the slide.
+    settings
+        Groups ``convert`` and ``resources``.
+    source
+        The slide's name in messages, where it was staged under another.
+    overwrite
+        Replace what stands there.
+
+    Returns
+    -------
+    pathlib.Path
+        The store.
+
+    Raises
+    ------
+    CellquiltError
+        ``technology-missing``, ``technology-unknown``, ``slide-missing``, ``slide-not-found``,
+        ``transcripts-not-found``, and those of the reader.
+    """
+    from cellquilt.core.points import PointsWriter
+    from cellquilt.core.record import Record
+    from cellquilt.core.shapes import write_shapes
+    from cellquilt.core.store import new_store
+
+    settings = Settings() if settings is None else settings
+    if not technology:
+        raise CellquiltError("technology-missing", "no technology given", f"one of {', '.join(TECHNOLOGIES)}")
+    reader = reader_of(technology)
+    if slide is None or not str(slide):
+        raise CellquiltError("slide-missing", f"no path given; {reader.title} needs one", "name its folder or file")
+    slide = Path(slide)
+    name = source or slide.name
+    transcripts = None if transcripts is None else Path(transcripts)
+    if not slide.exists():
+        raise CellquiltError("slide-not-found", f"{source or slide} does not exist", "check the path")
+    if transcripts is not None and not transcripts.is_file():
+        raise CellquiltError("transcripts-not-found", f"{transcripts} does not exist or is no file", "check the path")
+    output = slide.with_name(f"{slide.name}.zarr") if output is None else Path(output)
+    sample = sample or output.name.removesuffix(".zarr").removesuffix(".raw")
+    parameters = settings.of_stage("convert") if isinstance(settings, Settings) else dict(settings)
+    record = Record("convert", sample, {"technology": technology, **parameters})
+    with ExitStack() as resources, new_store(output, sample=sample, overwrite=overwrite) as store:
+        opened = reader.open(Request(slide, transcripts, settings, name, resources))
+        for element, image in opened.images.items():
+            _write_image(store.new_element("images", element), image, settings, sample)
+        for element, points in opened.points.items():
+            with PointsWriter(store.new_element("points", element), points.transforms) as writer:
+                for batch in points.batches():
+                    writer.write(batch)
+            opened.facts[f"n_{element}"] = writer.n_rows
+            LOG.info("%s: %d %s", sample, writer.n_rows, element)
+        for element, shapes in opened.shapes.items():
+            table = shapes()
+            write_shapes(store.new_element("shapes", element), table)
+            opened.facts[f"n_{element}"] = len(table)
+        record.facts.update(opened.facts)
+        store.annotate(technology=technology, source=name, inputs=[describe_file(path) for path in opened.inputs])
+        store.add_record(record.finish())
+    return output
+
+
+def _write_image(element: Path, image: ImageSource, settings: Mapping[str, Any], sample: str) -> None:
+    from cellquilt.core.images import ImageWriter
+    from cellquilt.core.log import progress
+
+    chunk = int(settings["chunk_px"])
+    high, wide = image.window_px(chunk)
+    _, height, width = image.shape
+    windows = [
+        (channel, y0, min(y0 + high, height), x0, min(x0 + wide, width))
+        for channel in range(image.shape[0])
+        for y0 in range(0, height, high)
+        for x0 in range(0, width, wide)
+    ]
+    LOG.info("%s: image of %d channels, %d × %d pixels", sample, *image.shape)
+    with ImageWriter(
+        element,
+        image.shape,
+        image.dtype,
+        image.channels,
+        image.transforms,
+        chunk_px=chunk,
+        threads=int(settings["threads"]),
+    ) as writer:
+        for channel, y0, y1, x0, x1 in progress(windows, f"{sample}: image"):
+            writer.write(image.read(channel, y0, y1, x0, x1), y0, x0, channel)
+
+
+def project(read: Callable[[int], np.ndarray], planes: Sequence[int], how: str) -> np.ndarray:
+    """A window of one plane, or of a projection along z, one plane at a time.
+
+    Parameters
+    ----------
+    read
+        Plane → (h, w) pixels.
+    planes
+        The planes; one only is returned as it is.
+    how
+        ``max`` or ``mean``; integers' means round half up.
+
+    Returns
+    -------
+    numpy.ndarray
+        (h, w) of the pixels' dtype.
+    """
+    first = read(planes[0])
+    if len(planes) == 1:
+        return first
+    if how == "max":
+        out = first.copy()
+        for plane in planes[1:]:
+            np.maximum(out, read(plane), out=out)
+        return out
+    total = first.astype(np.float64 if first.dtype.kind == "f" else np.uint64)
+    for plane in planes[1:]:
+        total += read(plane)
+    if first.dtype.kind == "f":
+        return (total / len(planes)).astype(first.dtype)
+    return ((total + len(planes) // 2) // len(planes)).astype(first.dtype)
+
+
+def choose_planes(setting: str, planes: Sequence[int], source: str) -> list[int]:
+    """The planes that the setting ``z`` takes of those there are.
+
+    Raises
+    ------
+    CellquiltError
+        ``z-plane-unknown``.
+    """
+    if setting in ("max", "mean"):
+        return list(planes)
+    if setting == "middle":
+        return [planes[len(planes) // 2]]
+    plane = int(setting)
+    if plane not in planes:
+        raise CellquiltError(
+            "z-plane-unknown",
+            f"{source} has no z-plane {plane}; planes: {', '.join(map(str, planes))}",
+            "choose one of them, or z=max, mean or middle",
+        )
+    return [plane]
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Name, size and checksum of an input.
+
+    Files above 64 MiB are hashed by 64 pieces of 1 MiB, evenly spread and the ends included: reading 40 GB twice
+    would cost more than converting them.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        if size <= _HASH_WHOLE:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+            return {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
+        for offset in np.linspace(0, size - (1 << 20), 64).astype(np.int64).tolist():
+            file.seek(offset)
+            digest.update(file.read(1 << 20))
+    return {"name": path.name, "bytes": size, "sha256_sampled": digest.hexdigest()}

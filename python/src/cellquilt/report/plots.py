@@ -1,0 +1,254 @@
+"""Small charts as SVG: crisp at any size, a few kB, in the page's own colours.
+
+Colours come from the page's style sheet (classes), so that charts follow its light, dark and printed dress.
+"""
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+_WIDTH, _HEIGHT = 360, 210
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 14, 40
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number as people read it: thousands apart, no false precision, a dash for none.
+
+    Examples
+    --------
+    >>> number(1234567), number(0.01234), number(None), number(12.0)
+    ('1,234,567', '0.0123', '–', '12')
+    """
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, int | np.integer) or (float(value).is_integer() and abs(value) < 1e15):
+        return f"{int(value):,}"
+    if abs(value) >= 10 ** (digits - 1):
+        return f"{value:,.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+    return f"{value:.{digits}g}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share in per cent, a dash for none."""
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers in [low, high], about `count` of them."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / max(count, 1)
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = next(magnitude * factor for factor in (1, 2, 2.5, 5, 10) if magnitude * factor >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _svg(body: Sequence[str], label: str, width: int = _WIDTH, height: int = _HEIGHT) -> str:
+    inner = "".join(body)
+    return f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{inner}</svg>'
+
+
+def _x_axis(values: Sequence[float], place: Sequence[float], title: str, labels: Sequence[str] | None = None) -> list[str]:
+    bottom = _HEIGHT - _BOTTOM
+    parts = [f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>']
+    for value, x, text in zip(values, place, labels or [number(value) for value in values], strict=True):
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{escape(text)}</text>')
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(f'<text class="title" x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(title)}</text>')
+    return parts
+
+
+def _y_axis(top: float, title: str, *, as_percent: bool = False) -> list[str]:
+    parts = []
+    for value in ticks(0, top, 4):
+        y = _y(value, top)
+        text = f"{100 * value:g} %" if as_percent else number(value)
+        parts.append(f'<line class="gl" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
+    parts.append(f'<text class="title" x="4" y="9">{escape(title)}</text>')
+    return parts
+
+
+def _y(value: float, top: float) -> float:
+    return _HEIGHT - _BOTTOM - (_HEIGHT - _BOTTOM - _TOP - 6) * (value / top if top else 0)
+
+
+def _bar(x0: float, x1: float, value: float, top: float, name: str, tip: str, base: float = 0.0) -> str:
+    y0, y1 = _y(base, top), _y(base + value, top)
+    return (
+        f'<rect class="{name}" x="{x0:.2f}" y="{y1:.2f}" width="{max(x1 - x0, 0.3):.2f}" height="{max(y0 - y1, 0):.2f}">'
+        f"<title>{escape(tip)}</title></rect>"
+    )
+
+
+def histogram(
+    values: np.ndarray,
+    title: str,
+    *,
+    unit: str = "",
+    flagged: np.ndarray | None = None,
+    integer: bool = False,
+    bins: int = 40,
+) -> str:
+    """Distribution of a number over cells, with its median.
+
+    Parameters
+    ----------
+    values
+        (n,) numbers ≥ 0; those that are not finite are left out.
+    title
+        Name of the number, with its unit.
+    unit
+        For the median's label.
+    flagged
+        (n,) bool: cells that do not pass, drawn apart.
+    integer
+        Whole numbers: bins are whole numbers, too.
+    bins
+        About so many bars. The last bar holds all values beyond the 99.5th percentile.
+
+    Returns
+    -------
+    str
+        SVG; empty if there are no values.
+    """
+    known = np.isfinite(values)
+    flagged = np.zeros(len(values), dtype=bool) if flagged is None else flagged
+    values, flagged = np.asarray(values, dtype=np.float64)[known], flagged[known]
+    if not len(values):
+        return ""
+    end = max(float(np.quantile(values, 0.995)), 1.0 if integer else 1e-9)
+    if integer:
+        step = max(1, math.ceil((end + 1) / bins))
+        edges = np.arange(0, end + step + 1, step)
+    else:
+        edges = np.linspace(0, end, bins + 1)
+    clipped = np.minimum(values, np.nextafter(edges[-1], 0))
+    total, _ = np.histogram(clipped, edges)
+    bad, _ = np.histogram(clipped[flagged], edges)
+    top = float(total.max()) * 1.05
+    scale = (_WIDTH - _RIGHT - _LEFT) / (edges[-1] - edges[0])
+    place = _LEFT + (edges - edges[0]) * scale
+    parts = _y_axis(top, "cells")
+    for k, (all_cells, failing) in enumerate(zip(total.tolist(), bad.tolist(), strict=True)):
+        if not all_cells:
+            continue
+        stop = number(edges[k + 1] - 1 if integer and k + 1 < len(edges) else edges[k + 1])
+        span = f"{number(edges[k])} and more" if k == len(total) - 1 else f"{number(edges[k])} to {stop}"
+        tip = f"{span}: {all_cells:,} cells" + (f", {failing:,} of them do not pass" if failing else "")
+        parts.append(_bar(place[k] + 0.4, place[k + 1] - 0.4, all_cells - failing, top, "bar", tip))
+        if failing:
+            parts.append(_bar(place[k] + 0.4, place[k + 1] - 0.4, failing, top, "bar-bad", tip, all_cells - failing))
+    marks = ticks(float(edges[0]), float(edges[-1]))
+    parts += _x_axis(marks, [_LEFT + (mark - edges[0]) * scale for mark in marks], title)
+    median = float(np.median(values))
+    parts += _marker(_LEFT + (min(median, edges[-1]) - edges[0]) * scale, f"median {number(median)}{unit and ' ' + unit}")
+    return _svg(parts, f"Histogram of {title}: median {number(median)} {unit}, {len(values):,} cells")
+
+
+def _marker(x: float, text: str) -> list[str]:
+    anchor, dx = ("end", -4) if x > 0.62 * _WIDTH else ("start", 4)
+    return [
+        f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>',
+        f'<text class="mark-text" x="{x + dx:.1f}" y="{_TOP + 10}" text-anchor="{anchor}">{escape(text)}</text>',
+    ]
+
+
+def overlap_histogram(counts: Sequence[int], threshold: float) -> str:
+    """Pairs of cells of different patches by overlap / smaller area, on a square-root scale so that few pairs show."""
+    if not sum(counts):
+        return ""
+    top_count = max(counts)
+    top = math.sqrt(top_count) * 1.06
+    place = np.linspace(_LEFT, _WIDTH - _RIGHT, len(counts) + 1)
+    edges = np.linspace(0, 1, len(counts) + 1)
+    parts = []
+    for value in sorted({round(top_count * share) for share in (0, 0.06, 0.25, 0.56, 1)}):
+        y = _y(math.sqrt(value), top)
+        parts.append(f'<line class="gl" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{number(value)}</text>')
+    parts.append('<text class="title" x="4" y="9">pairs of cells (square-root scale)</text>')
+    for k, count in enumerate(counts):
+        if count:
+            tip = f"{edges[k]:.2f} to {edges[k + 1]:.2f}: {count:,} pairs"
+            name = "bar" if edges[k] >= threshold - 1e-9 else "bar-soft"
+            parts.append(_bar(place[k] + 0.6, place[k + 1] - 0.6, math.sqrt(count), top, name, tip))
+    marks = [0.0, 0.25, 0.5, 0.75, 1.0]
+    parts += _x_axis(marks, [_LEFT + mark * (_WIDTH - _RIGHT - _LEFT) for mark in marks], "overlap / smaller area")
+    parts += _marker(_LEFT + threshold * (_WIDTH - _RIGHT - _LEFT), f"same cell from {threshold:g}")
+    same = sum(count for k, count in enumerate(counts) if edges[k] >= threshold - 1e-9)
+    return _svg(parts, f"Overlap of {sum(counts):,} pairs of cells of different patches; {same:,} are the same cell")
+
+
+def share_by_plane(shares: dict[str, float | None], totals: dict[str, int], unit: str | None = "plane") -> str:
+    """Share of transcripts that lie in a cell, plane by plane."""
+    planes = sorted(shares, key=float)
+    known = [shares[plane] or 0.0 for plane in planes]
+    if not known:
+        return ""
+    top = max(*known, 0.05) * 1.1
+    place = np.linspace(_LEFT, _WIDTH - _RIGHT, len(planes) + 1)
+    gap = min(6.0, (place[1] - place[0]) * 0.12)
+    parts = _y_axis(top, "share in cells", as_percent=True)
+    for k, (plane, share) in enumerate(zip(planes, known, strict=True)):
+        tip = f"z {plane}: {percent(share)} of {totals.get(plane, 0):,} transcripts"
+        parts.append(_bar(place[k] + gap, place[k + 1] - gap, share, top, "bar", tip))
+    every = max(1, math.ceil(len(planes) / 12))
+    shown = range(0, len(planes), every)
+    middle = [(place[k] + place[k + 1]) / 2 for k in shown]
+    parts += _x_axis([float(planes[k]) for k in shown], middle, "z (µm)" if unit == "um" else "z-plane", [planes[k] for k in shown])
+    return _svg(parts, f"Share of transcripts in cells on {len(planes)} planes")
+
+
+def border_profile(rings: Sequence[dict]) -> str:
+    """Density of cells by distance to the nearest patch border, over the density of all; bars are 95 % intervals."""
+    area = sum(ring["area_um2"] for ring in rings)
+    cells = sum(ring["n_cells"] for ring in rings)
+    used = [ring for ring in rings if ring["area_um2"] > 0]
+    if not cells or not used or not area:
+        return ""
+    density = cells / area
+    ratios = [ring["n_cells"] / ring["area_um2"] / density for ring in used]
+    halves = [1.96 * math.sqrt(max(ring["n_cells"], 1)) / ring["area_um2"] / density for ring in used]
+    top = min(max(r + h for r, h in zip(ratios, halves, strict=True)), max(ratios) * 1.5 + 0.5) * 1.05
+    place = np.linspace(_LEFT, _WIDTH - _RIGHT, len(used) + 1)
+    parts = _y_axis(top, "density (all = 1)")
+    labels = []
+    for k, (ring, ratio, half) in enumerate(zip(used, ratios, halves, strict=True)):
+        start, stop = ring["from_um"], ring["to_um"]
+        labels.append(f"> {start:g}" if stop is None else f"{start:g}–{stop:g}")
+        tip = f"{labels[-1]} µm: {ring['n_cells']:,} cells, {ratio:.2f} times the density of all"
+        parts.append(_bar(place[k] + 5, place[k + 1] - 5, ratio, top, "bar", tip))
+        x, low, high = (place[k] + place[k + 1]) / 2, _y(max(ratio - half, 0), top), _y(min(ratio + half, top), top)
+        parts.append(f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
+    one = _y(1.0, top)
+    parts.append(f'<line class="mark" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{one:.1f}" y2="{one:.1f}"/>')
+    middle = [(a + b) / 2 for a, b in zip(place, place[1:], strict=False)]
+    parts += _x_axis([0.0] * len(labels), middle, "distance to the nearest patch border (µm)", labels)
+    return _svg(parts, "Density of cells by distance to the nearest patch border")
+
+
+def colour_bar(low: float, high: float, unit: str, stops: np.ndarray) -> str:
+    """The key of a map: colours from `low` to `high`."""
+    colours = "".join(
+        f'<stop offset="{k / (len(stops) - 1):.3f}" stop-color="rgb({r},{g},{b})"/>' for k, (r, g, b) in enumerate(stops)
+    )
+    key = f"key{abs(hash_text(unit)):x}"
+    return (
+        f'<svg class="key" viewBox="0 0 260 30" role="img" aria-label="from {number(low)} to {number(high)} {escape(unit)}">'
+        f'<defs><linearGradient id="{key}">{colours}</linearGradient></defs>'
+        f'<rect x="0" y="2" width="260" height="9" rx="2" fill="url(#{key})"/>'
+        f'<text class="tick" x="0" y="25">{number(low)}</text>'
+        f'<text class="tick" x="130" y="25" text-anchor="middle">{escape(unit)}</text>'
+        f'<text class="tick" x="260" y="25" text-anchor="end">{number(high)}</text></svg>'
+    )
+
+
+def hash_text(text: str) -> int:
+    """A number for a text that is the same in every run (Python's own hash is not)."""
+    import zlib
+
+    return zlib.crc32(text.encode())

@@ -1,0 +1,135 @@
+"""The last steps of a sample: assemble and judge it, report on it; and the table of all samples."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cellquilt.core.atomic import atomic_path
+from cellquilt.core.log import LOG
+from cellquilt.core.settings import Settings
+from cellquilt.core.store import assemble
+from cellquilt.report.provenance import provenance
+from cellquilt.report.qc import compute_qc, qc_json, read_qc
+from cellquilt.report.view import View
+
+
+def _thresholds(settings: Settings) -> Path | None:
+    path = settings.get("qc_thresholds")
+    return Path(path) if path else None
+
+
+def assemble_slide(
+    parts: Sequence[Path],
+    output: Path,
+    *,
+    settings: Settings,
+    qc: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Put a sample's raw store and what the steps added together into one store, and judge it.
+
+    Parameters
+    ----------
+    parts
+        The sample's stores, the raw one first; where two have an element of one name, the later one counts.
+    output
+        The store to make.
+    settings
+        Group ``report``.
+    qc
+        File for the numbers and the verdict; None writes none.
+    overwrite
+        Replace what stands there.
+
+    Returns
+    -------
+    pathlib.Path
+        The store.
+
+    Raises
+    ------
+    CellquiltError
+        ``output-exists``, ``assembly-invalid``, ``store-missing``, or what the file of limits is missing.
+    """
+    view = View(parts)
+    numbers = compute_qc(view, thresholds=_thresholds(settings))
+    attributes = {**provenance(view.records, view.sample), "verdict": numbers["verdict"]}
+    # The store is made before anything is replaced: a failure leaves what was there.
+    with atomic_path(output, overwrite=overwrite) as aside:
+        assemble(parts, aside, sample=view.sample, attributes=attributes)
+    if qc is not None:
+        with atomic_path(qc, overwrite=overwrite) as aside:
+            aside.write_text(qc_json(numbers), encoding="utf-8")
+    LOG.info("%s: %s, %d cells", view.sample, numbers["verdict"], numbers["n_cells"])
+    return Path(output)
+
+
+def report_slide(
+    store: Path,
+    output: Path,
+    *,
+    settings: Settings,
+    qc: Path | None = None,
+    truth: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a sample's report: one HTML page that needs nothing else.
+
+    Parameters
+    ----------
+    store
+        The assembled store.
+    output
+        The page to write.
+    settings
+        Group ``report``.
+    qc
+        The sample's qc.json; None computes it from the store.
+    truth
+        Folder with the truth of a simulated slide; the report then shows the accuracy reached.
+    overwrite
+        Replace what stands there.
+
+    Returns
+    -------
+    pathlib.Path
+        The page.
+    """
+    from cellquilt.report.page import render
+
+    view = View([store])
+    numbers = read_qc(qc) if qc is not None else compute_qc(view, thresholds=_thresholds(settings))
+    accuracy: dict[str, Any] | None = None
+    if truth is not None and settings["report_truth"]:
+        from cellquilt.simulate.scores import truth_scores
+
+        accuracy = truth_scores(store, truth)
+    with atomic_path(output, overwrite=overwrite) as aside:
+        aside.write_text(render(view, numbers, accuracy), encoding="utf-8")
+    return Path(output)
+
+
+def samples_table(qcs: Sequence[Path], names: str | Sequence[str], output: Path, *, overwrite: bool = False) -> Path:
+    """Write the table of all samples of a run, failed ones too.
+
+    Parameters
+    ----------
+    qcs
+        The qc.json of every sample that came through.
+    names
+        All samples of the run (comma-separated, or a list): the rows, in this order.
+    output
+        The file to write.
+    overwrite
+        Replace what stands there.
+
+    Returns
+    -------
+    pathlib.Path
+        The table.
+    """
+    from cellquilt.report.samples import write_samples
+
+    listed = names.split(",") if isinstance(names, str) else list(names)
+    write_samples(qcs, [name for name in listed if name], output, overwrite=overwrite)
+    return Path(output)

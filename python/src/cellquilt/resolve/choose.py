@@ -1,0 +1,381 @@
+"""One cell where several patches saw it: choose a copy, do not merge copies.
+
+Neighbouring patches overlap, so a cell near their border is found more than once, and not always the same way. Two
+cells of *different* patches compete if they share at least `threshold` of the smaller one's area; cells of one patch
+never compete. Of competitors the first in a total order is kept:
+
+1. one that does not touch its patch's inner border before one that is cut there;
+2. the one that lies deeper in its patch;
+3. the larger one, then by its bounds, then by its coordinates.
+
+Non-maximum suppression in that order: a cell is dropped only because of a *kept* cell that it competes with, never
+through a chain of others. So where one patch saw two cells and the next a single blob over both, either the two or the
+blob survive, whichever comes first, and never neither.
+
+Only where every copy is cut - the cell is larger than the overlap of the patches - is the union taken: of all copies
+that hang together, if there is one from each patch at most. If there are two of the same patch, they are two cells,
+and the order decides there too.
+
+Nothing here depends on the order of cells or the numbering of patches.
+"""
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from cellquilt.geometry.polygonize import simple_cells
+from cellquilt.geometry.polygons import Rings
+from cellquilt.resolve.overlaps import overlapping_pairs, split_overlaps
+from cellquilt.resolve.pairs import box_pairs, neighbours_of, overlap_areas
+
+RULES = ("choose", "union")
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What `resolve_cells` decided.
+
+    Attributes
+    ----------
+    geometry
+        (n,) the cells, in raster order of their centroids.
+    source
+        (n,) int64, the position in the input of each cell; of a merged one, of its first copy in the total order.
+    merged
+        (n,) bool, the union of several copies.
+    cut
+        (n,) bool, no copy of the cell was whole; merged ones included.
+    n_conflicts
+        How many pairs of copies competed.
+    overlap_ratios
+        (n_pairs,) float32, overlap / smaller area of all pairs across patches that share area, ascending. Patches that
+        agree give values near 0 (neighbours) and 1 (copies).
+    conflict_rate
+        Share of those pairs with a ratio in between, 0.1 to 0.9: where patches disagree. 0 if there are no pairs.
+    n_cut
+        How many of the cells are cut.
+    n_merged
+        How many of the cells are merged.
+    n_vanished
+        How many kept cells had no square left after the split of overlaps, and so are not among the cells.
+    """
+
+    geometry: NDArray[np.object_]
+    source: NDArray[np.int64]
+    merged: NDArray[np.bool_]
+    cut: NDArray[np.bool_]
+    n_conflicts: int
+    overlap_ratios: NDArray[np.float32]
+    conflict_rate: float
+    n_cut: int
+    n_merged: int
+    n_vanished: int
+
+
+def resolve_cells(
+    geometry: NDArray[np.object_],
+    patch: NDArray[np.integer],
+    cut: NDArray[np.bool_],
+    depth: NDArray[np.floating],
+    *,
+    threshold: float = 0.5,
+    rule: str = "choose",
+    split: bool | None = None,
+    step: float = 1.0,
+) -> Resolution:
+    """Reduce the cells of all patches to one each.
+
+    Parameters
+    ----------
+    geometry
+        (n,) valid Polygons and MultiPolygons, all in one coordinate system.
+    patch
+        (n,) the patch that each cell comes from.
+    cut
+        (n,) bool, the cell touches a side of its patch that is not a side of the image.
+    depth
+        (n,) distance to the nearest inner border of its patch; infinite if there is none.
+    threshold
+        Overlap / smaller area from which two cells are taken for copies of one, in (0, 1].
+    rule
+        ``choose`` as described above, or ``union``: merge competitors pair by pair as Sopa does, filling holes and
+        keeping the largest part, but in a fixed order (by geometry), so that the result is reproducible.
+    split
+        Make the result exclusive by `overlaps.split_overlaps`. Default: for ``choose``, not for ``union``.
+    step
+        Resolution of that split for polygons off the pixel lattice.
+
+    Returns
+    -------
+    Resolution
+    """
+    geometry = np.asarray(geometry, dtype=object).ravel()
+    n = geometry.size
+    patch, cut, depth = np.asarray(patch), np.asarray(cut, dtype=bool), np.asarray(depth, dtype=np.float64)
+    for name, column in (("patch", patch), ("cut", cut), ("depth", depth)):
+        if column.shape != (n,):
+            raise ValueError(f"{n} cells but {name} of shape {column.shape}")
+    if rule not in RULES:
+        raise ValueError(f"unknown rule {rule!r}, expected one of {', '.join(RULES)}")
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must lie in (0, 1], got {threshold}")
+    if np.isnan(depth).any():
+        raise ValueError("depth has NaN")
+    patch = np.unique(patch, return_inverse=True)[1].astype(np.int64)
+
+    all_rings = Rings.from_shapely(geometry)
+    bounds, measures = all_rings.bounds(), all_rings.measures()
+    a, b = box_pairs(bounds, patch)
+    near, position = np.unique(np.concatenate([a, b]), return_inverse=True)
+    a, b = position.reshape(2, -1).astype(np.int64)
+    rank = _total_order(geometry[near], bounds[near], measures[near, 0], patch[near], cut[near], depth[near])
+    # From here on the cells near others of another patch are numbered by their rank: number 0 wins against all.
+    near = near[np.argsort(rank)]
+    a, b = np.sort(np.stack([rank[a], rank[b]]), axis=0)
+    place = np.lexsort((b, a))
+    a, b = a[place], b[place]
+    areas = measures[near, 0]
+    shared = overlap_areas(all_rings.take(near), a, b)
+    smaller = np.minimum(areas[a], areas[b])
+    real = shared > 1e-9 * smaller
+    a, b, ratio = a[real], b[real], np.minimum(shared[real] / smaller[real], 1.0)
+    compete = ratio >= threshold
+
+    far = np.ones(n, dtype=bool)
+    far[near] = False
+    if rule == "choose":
+        kept, group = _choose(a[compete], b[compete], near.size, patch[near], cut[near])
+        cells, sources, merged = _unite(geometry[near], kept, group)
+    else:
+        cells, sources, merged = _merge_pairs(geometry[near], a, b, ratio, threshold)
+    cells = np.concatenate([geometry[far], cells])
+    source = np.concatenate([np.flatnonzero(far), near[sources]])
+    merged = np.concatenate([np.zeros(int(far.sum()), dtype=bool), merged])
+    bounds, measures = bounds[source], measures[source]
+    united = Rings.from_shapely(cells[merged])
+    bounds[merged], measures[merged] = united.bounds(), united.measures()
+    order = _raster_order(cells, bounds, measures)
+    cells, source, merged = cells[order], source[order], merged[order]
+    if split if split is not None else rule == "choose":
+        cells = split_overlaps(cells, step=step, pairs=overlapping_pairs(cells, bounds[order]))
+    left = ~shapely.is_empty(cells)
+    still_cut = cut[source] & left
+    return Resolution(
+        geometry=cells[left],
+        source=source[left],
+        merged=merged[left],
+        cut=still_cut[left],
+        n_conflicts=int(compete.sum()),
+        overlap_ratios=np.sort(ratio).astype(np.float32),
+        conflict_rate=float(((ratio > 0.1) & (ratio < 0.9)).mean()) if ratio.size else 0.0,
+        n_cut=int(still_cut.sum()),
+        n_merged=int((merged & left).sum()),
+        n_vanished=int((~left).sum()),
+    )
+
+
+def raster_order(geometry: NDArray[np.object_]) -> NDArray[np.int64]:
+    """Positions that sort polygons by their centroid's y, then x, then by area, bounds and coordinates.
+
+    The order of the result does not depend on the order of the input; only equal polygons stay as they come. Missing
+    and empty ones are last.
+    """
+    rings = Rings.from_shapely(geometry)
+    return _raster_order(np.asarray(geometry, dtype=object).ravel(), rings.bounds(), rings.measures())
+
+
+def _raster_order(geometry, bounds, measures):
+    # Rounded, so that the last digits of a sum do not decide between cells side by side.
+    keys = [np.round(measures[:, 2], 6), np.round(measures[:, 1], 6)]
+    return _order_by(geometry, bounds, measures[:, 0], keys)[0]
+
+
+def _order_by(geometry, bounds, areas, keys):
+    """Order by the keys, then larger area, bounds and coordinates; and a dense rank that equal polygons share."""
+    n = len(geometry)
+    order = np.lexsort(keys[::-1])
+    run = _runs(order, keys)
+    # The further keys only where the first ones leave ties, which is rare: sorting by all of them is slow.
+    tied = _tied(run)
+    if tied.size:
+        columns = [-areas, *bounds.T]
+        again = np.lexsort((*[column[order[tied]] for column in columns[::-1]], run[tied]))
+        order[tied] = order[tied][again]
+        run = _runs(order, [*keys, *columns])
+        tied = _tied(run)
+    dense = run
+    if tied.size:
+        # All else is equal: compare the coordinates themselves, from a fixed first vertex on.
+        text = shapely.to_wkb(shapely.normalize(geometry[order[tied]]))
+        text[np.equal(text, None)] = b""
+        code = np.unique(text, return_inverse=True)[1]
+        again = np.lexsort((order[tied], code, run[tied]))
+        order[tied] = order[tied][again]
+        codes = np.zeros(n, dtype=np.int64)
+        codes[tied] = code[again]
+        dense = np.concatenate([[0], np.cumsum((np.diff(run) != 0) | (np.diff(codes) != 0))])
+    rank = np.empty(n, dtype=np.int64)
+    rank[order] = dense
+    return order, rank
+
+
+def _runs(order, columns):
+    """(n,) int64: which run of equal keys each place of the order belongs to."""
+    new = np.zeros(order.size, dtype=np.int64)
+    for column in columns:
+        ordered = column[order]
+        new[1:] |= (ordered[1:] != ordered[:-1]) & ~(np.isnan(ordered[1:]) & np.isnan(ordered[:-1]))
+    return np.cumsum(new)
+
+
+def _tied(run):
+    """Places whose run has more than one member."""
+    same = run[1:] == run[:-1]
+    tied = np.zeros(run.size, dtype=bool)
+    tied[1:] |= same
+    tied[:-1] |= same
+    return np.flatnonzero(tied)
+
+
+def _total_order(geometry, bounds, areas, patch, cut, depth):
+    """(n,) int64: each cell's place in the total order, 0 first."""
+    n = len(geometry)
+    _, rank = _order_by(geometry, bounds, areas, [cut.astype(np.float64), -depth])
+    patch_rank = np.zeros(n, dtype=np.int64)
+    if n and np.bincount(rank).max() > 1:
+        # Equal cells of different patches: the patches' numbers must not decide, their contents may. Patches with the
+        # same cells throughout are interchangeable.
+        by_patch = np.lexsort((rank, patch))
+        patches, starts = np.unique(patch[by_patch], return_index=True)
+        contents = [part.astype(">i8").tobytes() for part in np.split(rank[by_patch], starts[1:])]
+        code = {content: k for k, content in enumerate(sorted(set(contents)))}
+        patch_rank = np.array([code[content] for content in contents])[np.searchsorted(patches, patch)]
+    out = np.empty(n, dtype=np.int64)
+    out[np.lexsort((patch, patch_rank, rank))] = np.arange(n)
+    return out
+
+
+def _choose(a, b, n, patch, cut):
+    """Which cells are kept, and for cut ones which kept cell they are united with. Cells are numbered by rank.
+
+    Returns
+    -------
+    kept
+        (n,) bool.
+    group
+        (n,) int64, the kept cell that a cell is united with (itself, if kept alone); -1 if dropped.
+    """
+    offsets, partners = neighbours_of(n, a, b)
+    kept = np.zeros(n, dtype=np.bool_)
+    dropped = np.zeros(n, dtype=np.bool_)
+    _suppress(~cut, offsets, partners, kept, dropped)
+    # What is left is cut, and so is every copy of it that is left.
+    alive = cut & ~dropped
+    component = _components(alive, offsets, partners)
+    left = np.flatnonzero(alive)
+    pairs = np.unique(np.column_stack([component[left], patch[left]]), axis=0, return_counts=True)
+    contested = np.zeros(n + 1, dtype=bool)
+    contested[pairs[0][pairs[1] > 1, 0]] = True  # two cells of one patch hang together through another's
+    united = alive & ~contested[component]
+    group = np.full(n, -1, dtype=np.int64)
+    group[united] = component[united]
+    kept[united & (component == np.arange(n))] = True
+    _suppress(alive & contested[component], offsets, partners, kept, dropped)
+    alone = kept & (group < 0)
+    group[alone] = np.flatnonzero(alone)
+    return kept, group
+
+
+@numba.njit(cache=True, nogil=True)
+def _suppress(subset, offsets, partners, kept, dropped):
+    """Non-maximum suppression of a subset, in order of number; what it keeps also drops cells outside the subset."""
+    for i in range(subset.size):
+        if not subset[i] or dropped[i]:
+            continue
+        kept[i] = True
+        for k in range(offsets[i], offsets[i + 1]):
+            if not kept[partners[k]]:
+                dropped[partners[k]] = True
+
+
+@numba.njit(cache=True, nogil=True)
+def _components(alive, offsets, partners):
+    """The first cell of each connected component of living cells."""
+    n = alive.size
+    out = np.full(n, n, dtype=np.int64)
+    stack = np.empty(n + 1, dtype=np.int64)
+    for i in range(n):
+        if not alive[i] or out[i] < n:
+            continue
+        out[i] = i
+        stack[0] = i
+        depth = 1
+        while depth > 0:
+            depth -= 1
+            c = stack[depth]
+            for k in range(offsets[c], offsets[c + 1]):
+                p = partners[k]
+                if alive[p] and out[p] == n:
+                    out[p] = i
+                    stack[depth] = p
+                    depth += 1
+    return out
+
+
+def _unite(geometry, kept, group):
+    """The kept cells, those with a group as the union of it."""
+    winners = np.flatnonzero(kept)
+    cells = geometry[winners].copy()
+    place = np.full(geometry.size + 1, -1, dtype=np.int64)
+    place[winners] = np.arange(winners.size)
+    others = np.flatnonzero((group >= 0) & (group != np.arange(group.size)))
+    others = others[np.argsort(group[others], kind="stable")]
+    owner = place[group[others]]
+    merged = np.zeros(winners.size, dtype=bool)
+    merged[owner] = True
+    while owner.size:  # one round for each further copy: at most as many as patches meet in a place
+        first = np.ones(owner.size, dtype=bool)
+        first[1:] = owner[1:] != owner[:-1]
+        cells[owner[first]] = shapely.union(cells[owner[first]], geometry[others[first]])
+        owner, others = owner[~first], others[~first]
+    # No vertices in line, and a start that does not depend on how the union was made.
+    cells[merged] = shapely.normalize(shapely.simplify(cells[merged], 0))
+    return cells, winners, merged
+
+
+def _merge_pairs(geometry, a, b, ratio, threshold):
+    """Sopa's rule: pair by pair, replace both by the largest part of their union if they share enough *now*.
+
+    One merge decides the next, so this is a loop; but only over pairs that merge or touch something merged.
+    """
+    n = geometry.size
+    current = np.arange(n)  # the pool's cell that stands for each input cell
+    members = [[i] for i in range(n)]
+    pool = list(geometry)
+    changed = np.zeros(n, dtype=bool)
+    for i, j, share in zip(a.tolist(), b.tolist(), ratio.tolist(), strict=True):
+        p, q = int(current[i]), int(current[j])
+        if p == q:
+            continue
+        if changed[i] or changed[j]:
+            shared = shapely.area(shapely.intersection(pool[p], pool[q]))
+            merge = shared >= threshold * min(shapely.area(pool[p]), shapely.area(pool[q]))
+        else:
+            merge = share >= threshold
+        if merge:
+            union = shapely.make_valid(shapely.union(pool[p], pool[q]))
+            parts = shapely.get_parts(union)
+            parts = parts[np.isin(shapely.get_type_id(parts), (3, 6))]
+            pool.append(simple_cells(np.array([shapely.union_all(parts)], dtype=object))[0])
+            members.append(members[p] + members[q])
+            current[members[-1]] = len(pool) - 1
+            changed[members[-1]] = True
+    final, first = np.unique(current, return_index=True)  # `first` is the best ranked copy
+    cells = np.empty(final.size, dtype=object)
+    cells[:] = [pool[k] for k in final.tolist()]
+    merged = changed[first]
+    cells[merged] = shapely.normalize(shapely.simplify(cells[merged], 0))
+    return cells, first, merged

@@ -1,0 +1,144 @@
+"""A simulated cohort: several slides and the sheet that runs them."""
+
+import csv
+from pathlib import Path
+from typing import Any, Literal
+
+from cellquilt.core.atomic import atomic_path
+from cellquilt.core.errors import CellquiltError, did_you_mean
+from cellquilt.simulate.parameters import make_parameters
+from cellquilt.simulate.slide import Slide
+from cellquilt.simulate.writer import TIFF_TILE, What, write_merscope, write_ome_tif
+
+Format = Literal["ome_tif", "merscope"]
+
+
+def simulate(
+    output: Path | str,
+    *,
+    width_px: int = 2048,
+    height_px: int | None = None,
+    pixel_size_um: float = 0.2125,
+    slides: int = 1,
+    preset: str = "default",
+    seed: int = 0,
+    n_genes: int | None = None,
+    panels: int = 1,
+    panel_overlap: float = 0.7,
+    batch_effect: float = 0.25,
+    format: Format = "ome_tif",
+    image: bool = True,
+    with_transcripts: bool = True,
+    image_only: bool = False,
+    labels: bool = False,
+    channels: tuple[str, ...] = ("DAPI", "Cellbound"),
+    planes: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6),
+    compression: str | None = None,
+    tile_px: int = 2048,
+    name: str = "slide",
+    overwrite: bool = False,
+    **parameters: Any,
+) -> Path:
+    """Make slides whose cells, nuclei, cell types, domains and transcripts are known.
+
+    Parameters
+    ----------
+    output
+        Folder to make: one folder a slide, and ``sheet.csv``, ready for ``--input``.
+    width_px, height_px, pixel_size_um
+        The canvas; square unless `height_px` is given.
+    slides
+        Number of slides. They share cell types, domains and genes; each has its own tissue.
+    preset
+        ``default``, ``easy`` or ``hard`` (`parameters.PRESETS`).
+    seed
+        The same seed and arguments give the same bytes.
+    n_genes
+        Genes of the panel; by default the calibrated ones.
+    panels, panel_overlap
+        Number of gene panels, dealt to the slides in turn, and the share of genes that all have.
+    batch_effect
+        Standard deviation of the log of a slide's factor on a gene; the first slide has none.
+    format
+        ``ome_tif``: image, transcript table and truth. ``merscope``: a vendor folder with mosaics of every plane.
+    image, with_transcripts, image_only
+        What to leave out; `image_only` is short for `with_transcripts=False`.
+    labels
+        Write true label images too (``truth/cells_labels.tif``, ``truth/nuclei_labels.tif``; uint32, the cells'
+        numbers).
+    channels, planes
+        Stains, and z-planes of the ``merscope`` format.
+    compression
+        tifffile's name of a compression of the images, for example ``"zlib"``.
+    tile_px
+        Width of the tiles that are made at a time, a multiple of 256: bounds the memory, changes nothing but the
+        order of rows.
+    name
+        Slides are called ``<name>_0``, ``<name>_1``, …
+    overwrite
+        Replace `output`.
+    **parameters
+        Anything of `parameters.Parameters`.
+
+    Returns
+    -------
+    pathlib.Path
+        The sheet.
+
+    Raises
+    ------
+    CellquiltError
+        ``output-exists``, ``simulate-preset``, ``simulate-parameter`` or ``simulate-value``.
+    """
+    output = Path(output)
+    with_transcripts = with_transcripts and not image_only
+    _check(format, slides, panels, tile_px, channels)
+    if height_px is not None:
+        parameters["height_px"] = height_px
+    made = make_parameters(
+        preset, width_px=width_px, pixel_size_um=pixel_size_um, seed=seed, n_genes=n_genes, **parameters
+    )
+    what = What(image, with_transcripts, labels, tile_px, compression, tuple(planes), tuple(channels))
+    write = write_ome_tif if format == "ome_tif" else write_merscope
+    rows = []
+    with atomic_path(output, overwrite=overwrite) as folder:
+        folder.mkdir(parents=True)
+        for number in range(slides):
+            slide = Slide(made, number, panels=panels, panel_overlap=panel_overlap, batch_effect=batch_effect)
+            sample = f"{name}_{number}"
+            more = {"preset": preset, "panel": number % panels, "format": format, "sample": sample}
+            write(slide, folder / sample, sample, what, more)
+            rows.append(_row(sample, format, with_transcripts, number % panels, number))
+        with (folder / "sheet.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    return output / "sheet.csv"
+
+
+def _row(sample: str, format: str, with_transcripts: bool, panel: int, number: int) -> dict[str, str]:
+    generic = format == "ome_tif"
+    return {
+        "sample": sample,
+        "technology": format,
+        "path": f"{sample}/image.ome.tif" if generic else sample,
+        "transcripts": f"{sample}/transcripts.parquet" if generic and with_transcripts else "",
+        "truth": f"{sample}/truth",
+        "panel": f"panel_{panel}",
+        "batch": f"batch_{number}",
+    }
+
+
+def _check(format: str, slides: int, panels: int, tile_px: int, channels: tuple[str, ...]) -> None:
+    from cellquilt.simulate.image import CHANNELS
+
+    formats = ("ome_tif", "merscope")
+    if format not in formats:
+        raise CellquiltError("simulate-value", f'format is "{format}"', did_you_mean(format, formats))
+    if slides < 1 or panels < 1:
+        raise CellquiltError("simulate-value", f"slides is {slides}, panels is {panels}; expected at least 1 of each")
+    if tile_px < TIFF_TILE or tile_px % TIFF_TILE:
+        raise CellquiltError("simulate-value", f"tile_px is {tile_px}; expected a multiple of {TIFF_TILE}")
+    for channel in channels:
+        if channel not in CHANNELS:
+            raise CellquiltError("simulate-value", f'unknown channel "{channel}"', did_you_mean(channel, CHANNELS))
