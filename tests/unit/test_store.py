@@ -184,6 +184,7 @@ def test_empty_points_keep_their_columns(tmp_path):
         writer.write(empty)
     assert count_points(element) == 0
     assert points_columns(element) == ["x", "y", "gene"]
+    assert [(batch.num_rows, batch.column_names) for batch in iter_points(element)] == [(0, ["x", "y", "gene"])]
 
 
 def test_assemble_takes_the_later_part_and_checks_the_table(tmp_path):

@@ -115,10 +115,15 @@ def iter_points(element: Path, columns: Sequence[str] | None = None, batch_rows:
     batch_rows
         At most so many rows at a time: the bound of the memory it takes.
     """
+    empty = True
     for part in _parts(element):
         with pq.ParquetFile(part, read_dictionary=_string_columns(part)) as file:
             for batch in file.iter_batches(batch_size=batch_rows, columns=list(columns) if columns else None):
+                empty = False
                 yield pa.Table.from_batches([batch])
+    if empty:
+        # One batch without rows, so that whoever passes batches on passes the columns on.
+        yield pq.read_table(part, columns=list(columns) if columns else None, read_dictionary=_string_columns(part))
 
 
 def _string_columns(part: Path) -> list[str]:

@@ -47,6 +47,8 @@ class ImageSource:
         Width of a chunk → (height, width) of the windows to ask for, multiples of it.
     read
         (channel, y0, y1, x0, x1) → (h, w) pixels.
+    interleaved
+        Whether to ask for all channels of a window before the next window; else for all windows of a channel.
     """
 
     shape: tuple[int, int, int]
@@ -55,6 +57,7 @@ class ImageSource:
     transforms: dict[str, Affine]
     window_px: Callable[[int], tuple[int, int]]
     read: Callable[[int, int, int, int, int], np.ndarray]
+    interleaved: bool = False
 
 
 @dataclass
@@ -243,6 +246,8 @@ def _write_image(element: Path, image: ImageSource, settings: Mapping[str, Any],
         for y0 in range(0, height, high)
         for x0 in range(0, width, wide)
     ]
+    if image.interleaved:
+        windows.sort(key=lambda window: (window[1], window[3], window[0]))
     LOG.info("%s: image of %d channels, %d × %d pixels", sample, *image.shape)
     with ImageWriter(
         element,

@@ -36,6 +36,7 @@ def open_ome_tif(request: Request) -> Slide:
         {GLOBAL: identity(), MICRONS: to_um},
         image.window_px,
         read,
+        image.interleaved,
     )
     if request.transcripts is not None:
         table = TranscriptTable(

@@ -79,6 +79,8 @@ class TiffImage:
         Where it stands in the file.
     z_step_um
         Distance of z-planes in µm, if the file says.
+    interleaved
+        Whether a decoded segment holds several channels: then they are best read together.
 
     Raises
     ------
@@ -225,6 +227,7 @@ class TiffImage:
         self.dtype = _native(self.file_dtype, self.name)
         key = self._key
         self._planar = "S" in self._page_axes and self._page_axes[0] == "S"
+        self.interleaved = self._samples > 1 and not self._planar
         height, width = self.shape[2:]
         self._segment = (key.tilelength, key.tilewidth) if key.is_tiled else (min(key.rowsperstrip, height), width)
         self._columns = -(-width // self._segment[1])
@@ -376,7 +379,7 @@ class TiffImage:
         """
         if self._contiguous is not None:
             return chunk_px, chunk_px
-        per_pixel = self.file_dtype.itemsize * self._samples
+        per_pixel = self.file_dtype.itemsize * (1 if self._planar else self._all_samples)
         rows = chunk_px + 2 * self._segment[0]
         if self._key.is_tiled or rows * self.shape[3] * per_pixel <= self._budget:
             return chunk_px, chunk_px

@@ -19,6 +19,8 @@ from cellquilt.resolve.choose import raster_order, resolve_cells
 from cellquilt.resolve.nuclei import expand_nuclei
 
 _RATIO_BINS = 20
+#: What nuclei grow by where the user says nothing.
+DEFAULT_GROWTH_UM = 5.0
 
 
 def resolve_slide(
@@ -112,8 +114,7 @@ def _from_patches(
         {"patch": columns["patch"][resolution.source], "merged": resolution.merged, "cut": resolution.cut},
         transforms,
     )
-    nuclear = bool(tasks and tasks[0].get("nuclear", True))
-    expand_um = settings["expand_um"] if settings["expand_um"] is not None else (5.0 if nuclear else 0.0)
+    expand_um, nuclear = growth_um(tasks[0] if tasks else {}, settings)
     pixel_size_um = length_scale(transforms["microns"])
     shapes = {"cell_boundaries": table}
     if nuclear:
@@ -137,6 +138,22 @@ def _from_patches(
         "tasks": tasks,
     }
     return shapes, facts
+
+
+def growth_um(task: dict[str, Any], settings: Settings) -> tuple[float, bool]:
+    """How far objects grow to cells (µm), and whether they are nuclei.
+
+    Parameters
+    ----------
+    task
+        Record of a segmentation task; its fact ``nuclear`` says what the method finds.
+    settings
+        ``expand_um``, where the user says it.
+    """
+    nuclear = bool(task.get("facts", {}).get("nuclear", True))
+    if settings["expand_um"] is not None:
+        return settings["expand_um"], nuclear
+    return (DEFAULT_GROWTH_UM if nuclear else 0.0), nuclear
 
 
 def _read_results(

@@ -1,6 +1,7 @@
 """The steps before resolve, as tasks: from store to tissue, from store to bundles, from bundle to patch results."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from cellquilt.core.record import Record
 from cellquilt.core.settings import Settings
 from cellquilt.core.shapes import ShapesTable, read_shapes, write_shapes
 from cellquilt.core.store import PATCH_RESULTS, Store, result_of
+
+if TYPE_CHECKING:
+    from cellquilt.segment.tissue import Tissue
 
 TISSUE = "region_of_interest"
 PATCHES = "image_patches"
@@ -101,7 +105,7 @@ def patchify_image(
             method=settings["segmentation"],
             settings=values,
             sample=slide.name,
-            tissue=_tissue_of(slide if tissue is None else Store(tissue)),
+            tissue=tissue_of(slide if tissue is None else Store(tissue)),
         )
     polygons = grid.polygons()
     record.facts.update(
@@ -117,7 +121,8 @@ def patchify_image(
     return paths if bundles is not None else []
 
 
-def _tissue_of(store: Store):  # type: ignore[no-untyped-def]
+def tissue_of(store: Store) -> "Tissue | None":
+    """The tissue that a store knows, None if it knows none."""
     from cellquilt.segment.tissue import Tissue
 
     if not store.has("shapes", TISSUE):

@@ -1,0 +1,244 @@
+"""The pipeline as a whole: results, resuming after every kind of stop, failures by name, nothing touched."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+import spatialdata
+from cellquilt.core.points import iter_points
+from cellquilt.core.shapes import read_shapes
+from conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+GENERIC = (
+    "--segmentation", "generic", "--generic_function", "cellquilt.segment.generic:rainfall",
+    "--patch_width_px", "256", "--patches_per_task", "2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory) -> Path:
+    """A sheet of two small simulated slides, with truth."""
+    from cellquilt.simulate import simulate
+
+    folder = tmp_path_factory.mktemp("slides")
+    simulate(folder / "sim", width_px=512, slides=2, seed=3)
+    write_sheet(folder / "sheet.csv", {"s1": {}, "s2": {}}, folder)
+    return folder
+
+
+def write_sheet(path: Path, samples: dict[str, dict[str, str]], folder: Path) -> None:
+    columns = ["sample", "technology", "path", "transcripts", "truth"]
+    columns += sorted({name for more in samples.values() for name in more})
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, columns)
+        table.writeheader()
+        for number, (sample, more) in enumerate(samples.items()):
+            slide = folder / "sim" / f"slide_{number % 2}"
+            table.writerow(
+                {
+                    "sample": sample,
+                    "technology": "ome_tif",
+                    "path": slide / "image.ome.tif",
+                    "transcripts": slide / "transcripts.parquet",
+                    "truth": slide / "truth",
+                    **more,
+                }
+            )
+
+
+def fingerprint(store: Path) -> dict[str, str]:
+    """Checksums of what a slide is: the table's parts, outlines, and the transcripts' cells."""
+    table = anndata.read_zarr(store / "tables" / "table")
+    assigned = hashlib.sha256()
+    for batch in iter_points(store / "points" / "transcripts", columns=["transcript_id", "cell_id", "in_nucleus"]):
+        assigned.update(json.dumps(batch.column("cell_id").to_pylist()).encode())
+        assigned.update(batch.column("in_nucleus").to_pandas().to_numpy().tobytes())
+    parts = {
+        "X": table.X.tocsr().toarray().tobytes(),
+        "obs": table.obs.to_csv().encode(),
+        "var": table.var.to_csv().encode(),
+        "spatial": np.asarray(table.obsm["spatial"]).tobytes(),
+        "intensities": table.obsm["intensities"].to_numpy().tobytes(),
+        **{
+            name: b"".join(shape.wkb for shape in read_shapes(store / "shapes" / name).geometry)
+            for name in ("cell_boundaries", "nucleus_boundaries")
+        },
+    }
+    return {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()} | {
+        "transcripts": assigned.hexdigest()
+    }
+
+
+def tree_checksum(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def samples(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "results" / "samples.tsv").open(newline="") as file:
+        return {row["sample"]: row for row in csv.DictReader(file, delimiter="\t")}
+
+
+@pytest.fixture(scope="module")
+def finished(slides, tmp_path_factory):
+    """One plain run that several tests look at: (folder, run, fingerprints)."""
+    from conftest_nextflow import Nextflow
+
+    folder = tmp_path_factory.mktemp("plain")
+    run = Nextflow(folder).pipeline("--input", slides / "sheet.csv", *GENERIC)
+    assert run.code == 0, run.out + run.err
+    return folder, run, {name: fingerprint(folder / "results" / name / f"{name}.zarr") for name in ("s1", "s2")}
+
+
+def test_a_run_publishes_what_the_contract_says(finished, slides):
+    folder, run, _ = finished
+    results = folder / "results"
+    assert {row["status"] for row in samples(folder).values()} == {"done"}
+    assert list(samples(folder)) == ["s1", "s2"]
+    assert run.trace
+    for sample in ("s1", "s2"):
+        qc = json.loads((results / sample / "qc.json").read_text())
+        assert qc["verdict"] in ("PASS", "WARN", "FAIL")
+        assert (results / sample / "report.html").stat().st_size > 10_000
+        sdata = spatialdata.read_zarr(results / sample / f"{sample}.zarr")
+        table = sdata.tables["table"]
+        assert table.obs_names.tolist() == [f"{sample}-{n}" for n in range(1, table.n_obs + 1)]
+        assert table.n_obs == qc["n_cells"] > 10
+        transcripts = sdata.points["transcripts"].compute()
+        assert len(transcripts) == qc["n_transcripts"]
+        assert sorted(transcripts["transcript_id"]) == list(range(len(transcripts)))
+        counted = transcripts[~transcripts["is_control"] & transcripts["passes_qv"]]
+        sums = counted["cell_id"].value_counts()
+        per_cell = np.asarray(table.X.sum(axis=1)).ravel()
+        assert per_cell.tolist() == [sums.get(cell, 0) for cell in table.obs_names]
+        assert {"global", "microns"} <= set(sdata.coordinate_systems)
+    text = (results / "samples.tsv").read_text() + (results / "s1" / "report.html").read_text()
+    assert str(folder) not in text
+    assert str(slides) not in text
+
+
+def test_a_second_run_is_all_cached_and_an_edit_of_the_results_stays_there(finished, slides):
+    from conftest_nextflow import Nextflow
+
+    folder, _, prints = finished
+    store = folder / "results" / "s1" / "s1.zarr"
+    work = {path: tree_checksum(path) for path in (folder / "work").glob("*/*/s1.zarr")}
+    assert work
+    shutil.rmtree(store / "tables")
+    for part in (store / "shapes").rglob("*.parquet"):
+        part.write_bytes(b"edited")
+    assert work == {path: tree_checksum(path) for path in work}
+    run = Nextflow(folder).pipeline("--input", slides / "sheet.csv", *GENERIC, "-resume")
+    assert run.code == 0, run.out + run.err
+    assert {task["status"] for task in run.trace} == {"CACHED"}
+    assert fingerprint(store) == prints["s1"]
+
+
+def test_one_changed_row_runs_only_that_sample_again(finished, slides):
+    from conftest_nextflow import Nextflow
+
+    folder, _, prints = finished
+    write_sheet(slides / "changed.csv", {"s1": {"expand_um": ""}, "s2": {"expand_um": "2"}}, slides)
+    run = Nextflow(folder).pipeline("--input", slides / "changed.csv", *GENERIC, "-resume")
+    assert run.code == 0, run.out + run.err
+    again = {(task["process"].split(":")[-1], task["tag"]) for task in run.trace if task["status"] == "COMPLETED"}
+    assert again == {("RESOLVE", "s2"), ("AGGREGATE", "s2"), ("ASSEMBLE", "s2"), ("REPORT", "s2"), ("SAMPLES", "-")}
+    assert fingerprint(folder / "results" / "s1" / "s1.zarr") == prints["s1"]
+    assert fingerprint(folder / "results" / "s2" / "s2.zarr") != prints["s2"]
+
+
+def test_copied_inputs_give_the_same_cells(nextflow, finished, slides):
+    """What an object store does: every task has copies of its inputs, and nothing written into one comes back."""
+    write_sheet(slides / "one.csv", {"s1": {}}, slides)
+    run = nextflow.pipeline("--input", slides / "one.csv", *GENERIC, "-profile", "local,copy", "-process.cpus", "2")
+    assert run.code == 0, run.out + run.err
+    assert fingerprint(nextflow.folder / "results" / "s1" / "s1.zarr") == finished[2]["s1"]
+
+
+@pytest.mark.parametrize("moment", ["after the first", "before the last"])
+def test_a_killed_run_goes_on_with_the_same_cells(nextflow, finished, slides, moment):
+    """SIGKILL to Nextflow and its tasks, as a lost machine does; -resume does only what is left."""
+    write_sheet(slides / "one.csv", {"s1": {}}, slides)
+    command = nextflow.command("run", ROOT / "main.nf", "--outdir", "results", "--input", slides / "one.csv", *GENERIC)
+    command += ["-process.maxForks", "1"]
+    log = nextflow.folder / "stdout.txt"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, cwd=nextflow.folder, env=nextflow.environment(), stdout=out, stderr=out, start_new_session=True
+        )
+        n_bundles = 2
+        wanted = 1 if moment == "after the first" else n_bundles - 1
+        deadline = time.monotonic() + 300
+        try:
+            while len(list(nextflow.folder.glob("work/*/*/bundle_*.cells.parquet"))) < wanted:
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.05)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    run = nextflow.pipeline("--input", slides / "one.csv", *GENERIC, "-resume")
+    assert run.code == 0, run.out + run.err
+    statuses = [task["status"] for task in run.trace]
+    assert statuses.count("CACHED") >= 1
+    assert statuses.count("COMPLETED") >= 1
+    assert fingerprint(nextflow.folder / "results" / "s1" / "s1.zarr") == finished[2]["s1"]
+
+
+def test_a_failing_patch_names_its_slide_and_the_others_finish(nextflow, slides):
+    write_sheet(
+        slides / "failing.csv",
+        {"good": {"generic_function": ""}, "bad": {"generic_function": "cellquilt.segment.generic:nothing_here"}},
+        slides,
+    )
+    run = nextflow.pipeline("--input", slides / "failing.csv", *GENERIC)
+    assert run.code != 0
+    rows = samples(nextflow.folder)
+    assert (rows["good"]["status"], rows["bad"]["status"]) == ("done", "failed")
+    assert rows["bad"]["stage"] in ("PATCHIFY", "SEGMENT_GENERIC")
+    assert "nothing_here" in rows["bad"]["cause"]
+    assert "failed: bad" in run.out
+    assert (nextflow.folder / "results" / "good" / "good.zarr").is_dir()
+    assert not (nextflow.folder / "results" / "bad").exists()
+
+
+def test_stubs_draw_the_whole_graph(nextflow, slides):
+    run = nextflow.pipeline("--input", slides / "sheet.csv", "-stub-run")
+    assert run.code == 0, run.out + run.err
+    done = {task["process"].split(":")[-1] for task in run.trace}
+    assert done == {
+        "CONVERT", "TISSUE", "PATCHIFY", "SEGMENT_CELLPOSE", "RESOLVE", "AGGREGATE", "ASSEMBLE", "REPORT", "SAMPLES",
+    }  # fmt: skip
+
+
+def test_the_real_merscope_region(nextflow, shared_data):
+    """With the vendor's cells and with our own nuclei; every transcript is accounted for."""
+    region = shared_data / "merscope_liver"
+    (nextflow.folder / "region").mkdir()
+    for name in ("images", "detected_transcripts.csv"):
+        os.symlink(region / name, nextflow.folder / "region" / name)
+    (nextflow.folder / "sheet.csv").write_text("sample,technology,path,z\nliver,merscope,region,3\n")
+    run = nextflow.pipeline("--input", "sheet.csv")
+    assert run.code == 0, run.out + run.err
+    qc = json.loads((nextflow.folder / "results" / "liver" / "qc.json").read_text())
+    assert (qc["n_transcripts"], qc["n_inside_image"], qc["n_control"]) == (5936, 3334, 22)
+    sdata = spatialdata.read_zarr(nextflow.folder / "results" / "liver" / "liver.zarr")
+    transcripts = sdata.points["transcripts"].compute()
+    assert sorted(transcripts["transcript_id"]) == list(range(5936))
+    assert int(transcripts["cell_id"].notna().sum()) == qc["n_assigned"]
+    assert int(sdata.tables["table"].X.sum()) == qc["n_counted"] <= qc["n_assigned"] <= 3334
+    assert qc["n_cells"] >= 3
