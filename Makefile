@@ -1,7 +1,7 @@
 # Thin: each target calls a script or the package. `make` lists them.
 SHELL  := /bin/bash
 CORE   := .venv/core/bin
-PYTEST := $(CORE)/python -m pytest -c python/pyproject.toml --rootdir=.
+PYTEST := $(CORE)/python -m pytest
 CODE   := python/src tests bin
 
 .DEFAULT_GOAL := help
@@ -25,8 +25,8 @@ test: setup lint ## What CI runs: lint, types, layers, all tests
 test-fast: setup ## Tests that take under two minutes together
 	$(PYTEST) -m "not bench and not slow" tests $(ARGS)
 
-bench: setup ## Benchmarks, side by side with peers where they are installed
-	$(PYTEST) -m bench -s tests/benchmarks $(ARGS)
+bench: setup ## All benchmarks; one of them: .venv/core/bin/python tests/benchmarks/bench_resolve.py --help
+	@for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(CORE)/python "$$bench" $(ARGS) || exit 1; done
 
 lint: setup ## Style, types and the order of the layers
 	$(CORE)/ruff check --config python/pyproject.toml $(CODE)

@@ -14,7 +14,7 @@ workflow {
     // Parameters and sheet, checked before anything starts. By name of the sample, in the order of the sheet:
     // liver_1: [method: 'cellpose3', path: /data/liver_1, transcripts: [], weights: [], truth: [],
     //           settings: [convert: '{"z": "max", …}', resolve: '{"expand_um": 5.0, …}', …]]
-    slides = Inputs.slides(params, projectDir, workflow.launchDir).collectEntries { slide -> [slide.id, [weights: []] + slide] }
+    slides = Inputs.slides(params, projectDir, workflow.launchDir).collectEntries { slide -> [slide.id, slide] }
 
     // One item a slide: [[id: 'liver_1'], machine's folder or image, transcript table or []]
     slides_ch = channel.fromList(slides.collect { id, slide -> [[id: id], slide.path, slide.transcripts] })

@@ -21,6 +21,7 @@ class Inputs {
     private static final List<String> WITHOUT_PATH = ['transcripts']
     /** A metadata column this similar to a parameter's name is probably meant to be one. */
     private static final double NEARLY = 0.85
+    private static final String SHIPPED_MODEL = 'nuclei'
     /** Parameters that a site's configuration brings, not the user. */
     private static final Pattern SITE_PARAMETERS = ~/(config_profile|custom_config|igenomes)_.*|max_(cpus|memory|time)|genomes/
     /** Characters that Nextflow's scripts leave to the shell. */
@@ -63,8 +64,8 @@ class Inputs {
     /**
      * The slides of the run; where anything is wrong, all mistakes in one message and the end of the run.
      *
-     * @return one map a slide: [id, technology, method, path, transcripts, prior_cells, truth, source, metadata, settings];
-     *     files that the sheet does not give are [], settings is stage → JSON of all settings that the stage depends on.
+     * @return one map a slide: [id, technology, method, path, transcripts, prior_cells, truth, source, metadata, settings,
+     *     weights]; files that are not given are [], settings is stage → JSON of all settings that the stage depends on.
      */
     static List<Map> slides(Map params, Object projectDir, Object launchDir) {
         def errors = []
@@ -89,7 +90,12 @@ class Inputs {
         def rows = checkSheet(params.input.toString(), launchDir as Path, properties, schema, errors)
         if (errors) return []
         def stages = stages(projectDir)
-        return rows.collect { row -> slide(row, values, properties, stages) }
+        def sheetFolder = (launchDir as Path).resolve(params.input.toString()).toAbsolutePath().parent
+        def slides = rows.collect { row ->
+            def weights = weights(row, values, launchDir as Path, sheetFolder, errors)
+            slide(row, values, stages) + [weights: weights]
+        }
+        return errors ? [] : slides
     }
 
     /** A mistake as one line. */
@@ -100,7 +106,7 @@ class Inputs {
     /** Say how the run ended, name each failed sample with its cause, and write that into samples.tsv. */
     static void summary(Object workflow, Object outdir) {
         def folder = (workflow.launchDir as Path).resolve(outdir.toString())
-        def trace = Global.session.config.navigate('trace.file') ?: "${outdir}/pipeline_info/trace.txt"
+        def trace = Global.session.config.trace?.file ?: "${outdir}/pipeline_info/trace.txt"
         def tasks = lastAttempts((workflow.launchDir as Path).resolve(trace.toString()), workflow)
         def lastStage = preview ? 'PREVIEW' : 'REPORT'
         def done = tasks.findAll { task -> stage(task) == lastStage && task.status in ['COMPLETED', 'CACHED'] }*.tag as Set
@@ -160,7 +166,7 @@ class Inputs {
                     errors << error('parameter-unknown', "unknown parameter \"${key}\"", "Nextflow's own options have one dash: -${key}")
                 }
                 else {
-                    errors << error('parameter-unknown', "unknown parameter \"${key}\"", didYouMean(key.replace('-', '_'), properties.keySet()))
+                    errors << error('parameter-unknown', "unknown parameter \"${key}\"", didYouMean(key.replace('-', '_'), properties.keySet()).replaceFirst(/(?s)^known: .*/, '--help lists them'))
                 }
                 return
             }
@@ -198,7 +204,7 @@ class Inputs {
         }
         if (typed instanceof Number) {
             double number = typed
-            if (Double.isNaN(number) || (property.minimum != null && number < property.minimum) || (property.maximum != null && number > property.maximum)) {
+            if ((property.minimum != null && number < property.minimum) || (property.maximum != null && number > property.maximum)) {
                 def range = []
                 if (property.minimum != null) range << "at least ${plain(property.minimum)}"
                 if (property.maximum != null) range << "at most ${plain(property.maximum)}"
@@ -220,8 +226,7 @@ class Inputs {
             case ['integer', 'number']:
                 if (value instanceof Boolean) return wrong()
                 def number
-                if (text.trim().toLowerCase() in ['nan', '+nan', '-nan']) number = Double.NaN
-                else if (text.trim() ==~ /[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?/) number = Double.parseDouble(text.trim())
+                if (text.trim() ==~ /[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?/) number = Double.parseDouble(text.trim())
                 else return wrong()
                 if (property.type == 'number') return number
                 return number == Math.rint(number) ? (long) number : wrong()
@@ -458,18 +463,35 @@ class Inputs {
 
     // -------------------------------------------------------------------------------------------------------------- slides
 
-    private static Map slide(Map row, Map values, Map<String, Map> properties, Map<String, List<String>> stages) {
+    private static Map slide(Map row, Map values, Map<String, List<String>> stages) {
         def own = values + row.overrides
         def settings = stages.collectEntries { stage, names ->
             def given = names.collectEntries { name -> [name, own[name]] }
-            // CONVERT is the one stage that must know what it reads; the source is the path as the user knows it.
+            // CONVERT must know what it reads (the source is the path as the user knows it), AGGREGATE what else is known.
             if (stage == 'convert') given += [technology: row.technology, source: row.source]
+            if (stage == 'aggregate') given += [metadata: row.metadata]
             [stage, toJson(given)]
         }
         def method = own.segmentation == 'cellpose' ? "cellpose${own.cellpose_generation}".toString() : own.segmentation
         def files = ['path', 'transcripts', 'prior_cells', 'truth'].collectEntries { column -> [column, row.files[column] ?: []] }
         return [id: row.sample, technology: row.technology, method: method] + files +
             [source: row.source, metadata: row.metadata, settings: settings]
+    }
+
+    /** The model's file, where the parameter names one: relative to the sheet if it stands there, else to where the run started. */
+    private static Object weights(Map row, Map values, Path launchDir, Path sheetFolder, List<Map> errors) {
+        def own = row.overrides.containsKey('cellpose_model')
+        def model = own ? row.overrides.cellpose_model : values.cellpose_model
+        def method = row.overrides.segmentation ?: values.segmentation
+        if (method != 'cellpose' || model == SHIPPED_MODEL) return []
+        def path = (own ? sheetFolder : launchDir).resolve(model).normalize()
+        if (exists(path) && Files.isRegularFile(path)) return path
+        if (model.contains('/')) {
+            def mistake = error('path-not-found', "sample \"${row.sample}\": cellpose_model not found: ${path}")
+            if (!own) mistake = error('path-not-found', "cellpose_model not found: ${path}")
+            if (!errors.any { known -> known.message == mistake.message }) errors << mistake
+        }
+        return []
     }
 
     /** One line of JSON as Python's json.dumps with sorted keys writes it, safe between single quotes in a shell. */

@@ -2,6 +2,7 @@ process ASSEMBLE {
     tag "${meta.id}"
     label 'process_low'
     label 'env_core'
+    publishDir path: { "${params.outdir}/${meta.id}" }, mode: params.publish_dir_mode
 
     input:
     tuple val(meta), val(settings), path(parts)

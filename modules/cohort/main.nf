@@ -1,6 +1,7 @@
 process SAMPLES {
     label 'process_single'
     label 'env_core'
+    publishDir path: { params.outdir }, mode: params.publish_dir_mode
 
     input:
     val samples

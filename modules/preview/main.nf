@@ -2,6 +2,7 @@ process PREVIEW {
     tag "${meta.id}"
     label 'process_medium'
     label 'env_cellpose3'
+    publishDir path: { "${params.outdir}/${meta.id}" }, mode: params.publish_dir_mode
 
     input:
     tuple val(meta), val(settings), path(raw), path(tissue), path(weights, stageAs: 'weights/*')

@@ -2,6 +2,7 @@ process REPORT {
     tag "${meta.id}"
     label 'process_low'
     label 'env_core'
+    publishDir path: { "${params.outdir}/${meta.id}" }, mode: params.publish_dir_mode, pattern: 'report.html'
 
     input:
     tuple val(meta), val(settings), path(store), path(qc), path(truth, stageAs: 'truth/*')

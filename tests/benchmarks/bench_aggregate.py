@@ -8,8 +8,9 @@ images are noise. Every case runs in a process of its own, on data that another 
     python tests/benchmarks/bench_aggregate.py --peer              # with the Python of sopa's environment
 
 One JSON line a case: seconds of CPU and wall for the step alone (cells in memory, code imported and compiled), peak
-memory of the process, and sums of the result for comparison. ``count-*`` stream transcripts from Parquet. ``channels-*``
-read the image from a store, each tool from one that it wrote itself; ``kernel-*`` take it from memory.
+memory of the process, and sums of the result for comparison. ``count-*`` stream transcripts from Parquet.
+``channels-*`` read the image from a store, each tool from one that it wrote itself; ``kernel-*`` take it from memory.
+(Counts must be equal. Sopa's intensities are off for cells that lie across its chunks.)
 """
 
 import argparse

@@ -28,7 +28,7 @@ OVERLAP = 51.2  # px; makes about 5 % second copies in a plane of many patches
 def make_cells(n: int, *, lattice: bool = False, seed: int = 0):
     """Polygons of all patches: geometry, patch, cut, depth."""
     rng = np.random.default_rng(seed)
-    n_first = int(round(n / 1.05))
+    n_first = round(n / 1.05)
     side = int(np.ceil(np.sqrt(n_first)))
     grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2)[:n_first]
     centre = (grid + 0.5) * SPACING + rng.uniform(-2, 2, grid.shape)
@@ -73,17 +73,17 @@ def _on_lattice(xy, offsets):
     out = np.empty(n, dtype=object)
     # Copies overlap, so each cell is painted in a field of its own, moved there and back by whole pixels.
     width = 64
-    for start in range(0, n, 100_000):
-        part = np.arange(start, min(start + 100_000, n))
+    for start in range(0, n, 20_000):
+        part = np.arange(start, min(start + 20_000, n))
         shift = np.floor(rings.bounds()[part, :2]) - 1
-        column, row = (part - start) % 320, (part - start) // 320
+        column, row = (part - start) % 128, (part - start) // 128
         place = np.stack([column, row], axis=1) * width
         cells = rings.take(part)
         owner = np.repeat(np.arange(part.size), np.diff(cells.ring_offsets))
         moved = Rings(
             cells.coords - shift[owner] + place[owner], cells.ring_offsets, cells.polygon_offsets, cells.exterior
         )
-        labels = polygons_to_labels(moved, np.arange(1, part.size + 1), (0, int(row.max() + 1) * width, 0, 320 * width))
+        labels = polygons_to_labels(moved, np.arange(1, part.size + 1), (0, int(row.max() + 1) * width, 0, 128 * width))
         ids, geometry = labels_to_polygons(labels)
         back = (shift - place)[ids - 1]
         counts = shapely.get_num_coordinates(geometry)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cellquilt.core.settings import BY_NAME, TECHNOLOGIES
+from cellquilt.core.settings import TECHNOLOGIES
 
 CASES: list[dict[str, Any]] = json.loads(Path(__file__).with_name("bad_inputs.json").read_text(encoding="utf-8"))
 
@@ -21,7 +21,6 @@ def make_case(case: dict[str, Any], folder: Path) -> list[str]:
     fill = {
         "{folder}": str(folder),
         "{parent}": str(folder.parent),
-        "{parameters}": ", ".join(sorted(BY_NAME)),
         "{technologies}": ", ".join(sorted(TECHNOLOGIES)),
     }
     lines = case["lines"]

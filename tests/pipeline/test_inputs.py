@@ -7,7 +7,7 @@ import pytest
 from cases import CASES, make_case
 from cellquilt.core.settings import GROUPS, Settings
 from cellquilt.core.sheet import check_input
-from conftest import ROOT
+from runner import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -43,13 +43,15 @@ def test_all_cases(nextflow, monkeypatch):
                     theirs = json.loads(slide["settings"][stage])
                     if stage == "convert":
                         ours |= {"technology": row.technology, "source": row.source}
+                    if stage == "aggregate":
+                        ours |= {"metadata": row.metadata}
                     assert theirs == ours, (case["name"], stage)
                     assert "'" not in slide["settings"][stage]
 
 
 def test_mistakes_end_the_run_before_any_task(nextflow):
     (nextflow.folder / "sheet.csv").write_text("sample,technology,path\na b,ome_tiff,x.tif\n")
-    run = nextflow.pipeline("--input", "sheet.csv", "--expand-um", "3", "--normalize", "feild", NXF_SYNTAX_PARSER="v2")
+    run = nextflow.pipeline("--input", "sheet.csv", "--expand-um", "3", "--normalize", "feild")
     assert run.code == 1
     message = run.err[run.err.index("error: ") :]
     assert message.splitlines()[0] == "error: [input-invalid] The input has mistakes; nothing was started:"

@@ -16,7 +16,7 @@ import pytest
 import spatialdata
 from cellquilt.core.points import iter_points
 from cellquilt.core.shapes import read_shapes
-from conftest import ROOT
+from runner import ROOT, Nextflow
 
 pytestmark = pytest.mark.slow
 
@@ -96,8 +96,6 @@ def samples(folder: Path) -> dict[str, dict[str, str]]:
 @pytest.fixture(scope="module")
 def finished(slides, tmp_path_factory):
     """One plain run that several tests look at: (folder, run, fingerprints)."""
-    from conftest_nextflow import Nextflow
-
     folder = tmp_path_factory.mktemp("plain")
     run = Nextflow(folder).pipeline("--input", slides / "sheet.csv", *GENERIC)
     assert run.code == 0, run.out + run.err
@@ -132,8 +130,6 @@ def test_a_run_publishes_what_the_contract_says(finished, slides):
 
 
 def test_a_second_run_is_all_cached_and_an_edit_of_the_results_stays_there(finished, slides):
-    from conftest_nextflow import Nextflow
-
     folder, _, prints = finished
     store = folder / "results" / "s1" / "s1.zarr"
     work = {path: tree_checksum(path) for path in (folder / "work").glob("*/*/s1.zarr")}
@@ -149,8 +145,6 @@ def test_a_second_run_is_all_cached_and_an_edit_of_the_results_stays_there(finis
 
 
 def test_one_changed_row_runs_only_that_sample_again(finished, slides):
-    from conftest_nextflow import Nextflow
-
     folder, _, prints = finished
     write_sheet(slides / "changed.csv", {"s1": {"expand_um": ""}, "s2": {"expand_um": "2"}}, slides)
     run = Nextflow(folder).pipeline("--input", slides / "changed.csv", *GENERIC, "-resume")

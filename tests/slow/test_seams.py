@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
-
 from cellquilt.core.shapes import read_geoparquet
 from cellquilt.patches.grid import Grid
 from cellquilt.resolve.choose import resolve_cells
@@ -67,13 +66,13 @@ def _paint(labels, light, number, centre, size, rng):
     return True
 
 
-def make_sample(side: int, *, seed: int = 0, gradient: float = 3.0, share: float = 0.5) -> Sample:
+def make_sample(shape: tuple[int, int], *, seed: int = 0, gradient: float = 3.0, share: float = 0.5) -> Sample:
     """A slide of nuclei, many of them touching, under a light that falls off from right to left.
 
     Parameters
     ----------
-    side
-        Width and height in pixels.
+    shape
+        (height, width) in pixels.
     gradient
         Brightness on the right / on the left.
     share
@@ -82,23 +81,23 @@ def make_sample(side: int, *, seed: int = 0, gradient: float = 3.0, share: float
     from scipy.ndimage import gaussian_filter
 
     rng = np.random.default_rng(seed)
-    labels = np.zeros((side, side), dtype=np.int32)
-    light = np.zeros((side, side), dtype=np.float32)
+    labels = np.zeros(shape, dtype=np.int32)
+    light = np.zeros(shape, dtype=np.float32)
     placed: list[tuple[float, float]] = []
-    for _ in range(int(share * side**2 / (np.pi / 4 * DIAMETER**2))):
+    for _ in range(int(share * shape[0] * shape[1] / (np.pi / 4 * DIAMETER**2))):
         size = DIAMETER * rng.uniform(0.75, 1.2)
         if placed and rng.random() < 0.5:  # beside another
             angle = rng.uniform(0, 2 * np.pi)
             other = placed[rng.integers(len(placed))]
             centre = other[0] + 0.93 * DIAMETER * np.sin(angle), other[1] + 0.93 * DIAMETER * np.cos(angle)
         else:
-            centre = rng.uniform(0, side), rng.uniform(0, side)
-        if not (0 <= centre[0] < side and 0 <= centre[1] < side):
+            centre = rng.uniform(0, shape[0]), rng.uniform(0, shape[1])
+        if not (0 <= centre[0] < shape[0] and 0 <= centre[1] < shape[1]):
             continue
         if _paint(labels, light, len(placed) + 1, centre, size, rng):
             placed.append(centre)
     signal = 60 + 600 * gaussian_filter(light, 1.0)
-    signal *= np.linspace(1 / gradient, 1, side)[None, :]
+    signal *= np.linspace(1 / gradient, 1, shape[1])[None, :]
     noisy = rng.poisson(signal) + rng.normal(0, 3, signal.shape)
     return Sample(np.clip(noisy, 0, 65535).astype(np.uint16), labels)
 
@@ -134,35 +133,48 @@ class Cells:
     grid: Grid
 
 
-def find_cells(sample: Sample, folder: Path, width: int, *, method: str = "generic", **settings) -> Cells:
-    """Patches → segmentation → resolve."""
-    halo = settings.pop("halo", True)
+@dataclass(frozen=True)
+class Run:
+    """A slide cut for a method."""
+
+    grid: Grid
+    jobs: list[tuple[Path, Path]]  # bundle, patch result
+
+
+def cut(sample: Sample, folder: Path, width: int, *, method: str = "generic", halo: bool = True, **settings) -> Run:
+    """Tissue → patches; width 0 is no patching."""
     if method == "generic":
-        settings.setdefault("generic_diameter_um", DIAMETER * PIXEL_UM)
+        settings = {"generic_diameter_um": DIAMETER * PIXEL_UM, **settings}
     else:
         settings = {"cellpose_diameter_px": DIAMETER, "cellpose_model": MODEL, **settings}
-    whole = {"patch_width_px": max(sample.image.shape) * 2}
-    values = {**(whole if width == 0 else {"patch_width_px": width}), "patches_per_task": 16, **settings}
+    values = {"patch_width_px": width or max(sample.image.shape) * 2, "patches_per_task": 16, **settings}
     slide = sample.slide
-    tissue = tissue_polygons(slide)
     run = folder / f"{method}-{width}-{len(list(folder.iterdir()))}"
     if halo:
+        tissue = tissue_polygons(slide)
         grid, _, bundles = make_image_patches(slide, run, method=method, settings=values, tissue=tissue)
     else:
         grid, bundles = _without_halo(slide, run, method, values, width)
-    outputs = [run / f"{bundle.name}.parquet" for bundle in bundles]
-    if method == "cellpose":
-        segment_elsewhere(list(zip(bundles, outputs, strict=True)))
-    else:
-        for bundle, output in zip(bundles, outputs, strict=True):
-            segment_bundle(bundle, output)
-    parts = [read_geoparquet(path) for path in outputs]
+    return Run(grid, [(bundle, run / f"{bundle.name}.parquet") for bundle in bundles])
+
+
+def put_together(run: Run) -> Cells:
+    """Patch results → resolve."""
+    parts = [read_geoparquet(path) for _, path in run.jobs]
     geometry = np.concatenate([part[0] for part in parts])
     columns = {
         name: np.concatenate([part[1][name].to_numpy() for part in parts]) for name in ("patch", "cut", "depth_px")
     }
     resolution = resolve_cells(geometry, columns["patch"], columns["cut"], columns["depth_px"])
-    return Cells(np.asarray(resolution.geometry, dtype=object), grid)
+    return Cells(np.asarray(resolution.geometry, dtype=object), run.grid)
+
+
+def find_cells(sample: Sample, folder: Path, width: int, **settings) -> Cells:
+    """Patches → generic segmentation → resolve."""
+    run = cut(sample, folder, width, **settings)
+    for bundle, output in run.jobs:
+        segment_bundle(bundle, output)
+    return put_together(run)
 
 
 def _without_halo(slide, run, method, values, width):
@@ -281,7 +293,7 @@ def recall(cells: Cells, sample: Sample, least: float = 0.5) -> float:
 
 @pytest.fixture(scope="module")
 def sample() -> Sample:
-    return make_sample(2200)
+    return make_sample((1500, 2500))
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +332,7 @@ def test_normalised_by_patch_the_seams_show(sample, tmp_path):
 
 
 def test_an_empty_canvas_around_the_tissue_changes_nothing(tmp_path):
-    small = make_sample(1200, seed=3)
+    small = make_sample((1200, 1200), seed=3)
     large, offset = on_canvas(small, 10)
     here = find_cells(small, tmp_path, 512)
     there = find_cells(large, tmp_path, 512)
@@ -336,8 +348,12 @@ def test_an_empty_canvas_around_the_tissue_changes_nothing(tmp_path):
 
 
 def test_a_steep_gradient_loses_few_nuclei(tmp_path):
-    flat = recall(find_cells(flat_sample := make_sample(2000, seed=4, gradient=1.0), tmp_path, 1024), flat_sample)
-    steep = recall(find_cells(steep_sample := make_sample(2000, seed=4, gradient=5.0), tmp_path, 1024), steep_sample)
+    flat = recall(
+        find_cells(flat_sample := make_sample((2000, 2000), seed=4, gradient=1.0), tmp_path, 1024), flat_sample
+    )
+    steep = recall(
+        find_cells(steep_sample := make_sample((2000, 2000), seed=4, gradient=5.0), tmp_path, 1024), steep_sample
+    )
     print(flat, steep)
     assert steep >= flat - 0.02
 
@@ -347,11 +363,14 @@ needs_cellpose = pytest.mark.skipif(cellpose_python() is None, reason="no enviro
 
 @needs_cellpose
 def test_no_seams_with_cellpose(tmp_path):
-    sample = make_sample(1600, seed=5, share=1.0)
+    sample = make_sample((720, 3200), seed=5, share=1.1)
     assert len(np.unique(sample.truth)) - 1 >= 5000
-    whole = find_cells(sample, tmp_path, 0, method="cellpose")
-    results = [seam(find_cells(sample, tmp_path, width, method="cellpose"), whole, width) for width in WIDTHS]
-    print(*results, recall(whole, sample), sep="\n")
+    assert touching_share(sample.truth) >= 0.3
+    runs = {width: cut(sample, tmp_path, width, method="cellpose") for width in (0, *WIDTHS)}
+    segment_elsewhere([job for run in runs.values() for job in run.jobs])
+    cells = {width: put_together(run) for width, run in runs.items()}
+    results = [seam(cells[width], cells[0], width) for width in WIDTHS]
+    print(*results, recall(cells[0], sample), sep="\n")
     assert results[0].crossing >= 500
     for result in results:
         assert passes(result, 0.95), result

@@ -6,20 +6,22 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import shapely
 import yaml
 from cellquilt.core.errors import CellquiltError
+from cellquilt.core.points import PointsWriter
 from cellquilt.core.privacy import scrub
 from cellquilt.core.settings import Settings
 from cellquilt.core.store import Store
 from cellquilt.report.borders import border_check
 from cellquilt.report.cells import count_sums
-from cellquilt.report.qc import THRESHOLDS, compute_qc, judge, load_thresholds, qc_json
+from cellquilt.report.qc import THRESHOLDS, compute_qc, judge, load_thresholds, qc_json, sum_transcripts
 from cellquilt.report.samples import COLUMNS
 from cellquilt.report.stage import assemble_slide, samples_table
 from cellquilt.report.view import View
-from synthetic_slide import N_CELLS, make_parts, resolve_facts, transcripts, with_record
+from synthetic_slide import N_CELLS, POINT_TRANSFORMS, make_parts, resolve_facts, transcripts, with_record
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTRACT = """
@@ -102,7 +104,7 @@ def test_share_by_plane(qc):
 def test_patches_time_and_memory(qc):
     assert qc["conflict_rate"] == pytest.approx(7 / 105)
     assert qc["n_cut"] == 0
-    assert qc["patches"] == {"n": 2, "n_failed": 0, "failed": []}
+    assert qc["patches"] == {"n": 2, "n_failed": 0, "n_missing": 0, "failed": []}
     expected = {"convert": 2.5, "tissue": 0.5, "patchify": 1.0, "segment": 10.0, "resolve": 1.5, "aggregate": 2.0}
     assert qc["seconds"] == {**expected, "total": 17.5}
     assert qc["peak_rss_mb"]["segment"] == 700.0
@@ -187,6 +189,25 @@ def test_failed_patches_are_named_and_judged(parts, tmp_path):
     assert qc["patches"]["failed"][0]["error"]["message"] == "cannot read 'x.npy'"
     assert qc["verdict"] == "FAIL"
     assert qc["reasons"][0]["check"] == "patches_failed"
+
+
+def test_patches_that_never_came_back_fail_the_slide(parts, tmp_path):
+    one = resolve_facts()["patches"][:1]
+    qc = compute_qc(View(with_record(parts, tmp_path, "resolve", facts={"patches": one})))
+    assert (qc["patches"]["n"], qc["patches"]["n_missing"], qc["verdict"]) == (2, 1, "FAIL")
+
+
+def test_continuous_z_is_taken_in_steps_of_a_micron(tmp_path):
+    z = np.linspace(0, 9.99, 1000)
+    rows = pa.table({"x": np.ones(1000), "y": np.ones(1000), "z": z, "cell_id": pa.array(["a"] * 500 + [None] * 500)})
+    with PointsWriter(tmp_path / "points", POINT_TRANSFORMS) as writer:
+        writer.write(rows)
+    sums = sum_transcripts(tmp_path / "points", (10, 10))
+    assert sums.z_unit == "um"
+    assert list(sums.by_z) == list(range(11))[: len(sums.by_z)]
+    assert sum(total for total, _ in sums.by_z.values()) == 1000
+    assert sums.by_z[2][1] == sums.by_z[2][0]
+    assert sums.by_z[8][1] == 0
 
 
 def test_counts_that_disagree_fail_the_slide(qc):

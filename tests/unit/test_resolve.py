@@ -189,16 +189,35 @@ def test_what_is_dropped_competed_with_something_kept(seed, n, lattice):
 
 
 @settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 14))
+def test_whole_cells_equal_a_plain_suppression(seed, n):
+    rng = np.random.default_rng(seed)
+    cells = [blob(rng, rng.uniform(0, 14, 2), 4) for _ in range(n)]
+    patch, depth = rng.integers(0, 3, n), rng.permutation(n).astype(float)
+    kept: list[int] = []
+    for i in np.argsort(-depth).tolist():
+        rivals = [j for j in kept if patch[j] != patch[i]]
+        shares = [cells[i].intersection(cells[j]).area / min(cells[i].area, cells[j].area) for j in rivals]
+        if not any(share >= 0.5 for share in shares):
+            kept.append(i)
+    result = resolve_cells(np.array(cells, dtype=object), patch, np.zeros(n, bool), depth, split=False)
+    assert sorted(result.source.tolist()) == sorted(kept)
+
+
+@settings(max_examples=80, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 12), lattice=st.booleans())
 def test_splitting_leaves_no_overlap_and_loses_no_ground(seed, n, lattice):
     rng = np.random.default_rng(seed)
     geometry = np.array([row[0] for row in crowd(rng, n, lattice)], dtype=object)
     out = split_overlaps(geometry)
     assert shapely.is_valid(out).all()
+    # Measured by our own kernel: edges that all but coincide, as the cuts make them, trip shapely's overlay.
     i, j = np.triu_indices(len(out), 1)
-    assert shapely.area(shapely.intersection(out[i], out[j])).sum() < 1e-6
-    assert shapely.union_all(out).area == pytest.approx(shapely.union_all(geometry).area, abs=1e-6)
-    assert (shapely.area(shapely.difference(out, geometry)) < 1e-6).all()
+    assert overlap_areas(Rings.from_shapely(out), i, j).sum() < 1e-6
+    assert shapely.area(out).sum() == pytest.approx(shapely.union_all(geometry).area, abs=1e-6)
+    both = Rings.from_shapely(np.concatenate([out, geometry]))
+    own = np.arange(len(out))
+    np.testing.assert_allclose(overlap_areas(both, own, own + len(out)), shapely.area(out), atol=1e-6)
     if lattice:
         assert (shapely.get_coordinates(out) == np.floor(shapely.get_coordinates(out))).all()
 

@@ -54,7 +54,8 @@ def test_values_are_typed_and_names_understood(name, value, typed):
     [
         ("expand_um", "wide", "parameter-type", '"wide"'),
         ("expand_um", -1, "parameter-range", "at least 0"),
-        ("expand_um", "nan", "parameter-range", "nan"),
+        ("expand_um", "nan", "parameter-type", "nan"),
+        ("seed", "inf", "parameter-type", "inf"),
         ("patches_per_task", 1.5, "parameter-type", "a whole number"),
         ("segmentation", "celpose", "parameter-choice", 'did you mean "cellpose"?'),
         ("expnd_um", 3, "parameter-unknown", 'did you mean "expand_um"?'),

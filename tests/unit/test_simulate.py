@@ -18,7 +18,7 @@ from cellquilt.core.errors import CellquiltError
 from cellquilt.core.shapes import ShapesTable, read_geoparquet
 from cellquilt.geometry.polygonize import labels_to_polygons
 from cellquilt.simulate import calibration_table, simulate, truth_scores
-from cellquilt.simulate.calibration import calibration, format_table, measure_region
+from cellquilt.simulate.calibration import calibration, format_table, main, measure_region
 from cellquilt.simulate.cells import MAX_DIAMETER_UM, OUT_OF_FOCUS
 from cellquilt.simulate.expression import expression, gene_names
 from cellquilt.simulate.masks import keep_largest_part
@@ -284,6 +284,14 @@ def test_shipped_numbers_are_those_of_the_real_region(shared_data: Path, tmp_pat
     )
     assert [row.name for row in own] == [row.name for row in shipped]
     assert [row.measured for row in own] == pytest.approx([row.measured for row in shipped], rel=1e-3)
+
+
+def test_comparison_is_printed(cohort: Path, capsys: pytest.CaptureFixture[str]):
+    main([str(cohort / "slide_0")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["measured", "simulated", "ratio"]
+    assert lines[1].split()[:4] == ["transcripts", "per", "µm²", "1.943"]
+    assert len(lines) == 1 + len(calibration_table(cohort / "slide_0"))
 
 
 def test_missing_region_is_named(tmp_path: Path):
@@ -578,3 +586,12 @@ def test_adjusted_rand_counts_pairs(items: list[tuple[int, int]]):
     spelled_out = np.unique([single, other], axis=1, return_counts=True)
     by_flag = adjusted_rand(*pairs, counts, pairs[0] == 0)
     assert by_flag == pytest.approx(adjusted_rand(*spelled_out[0], spelled_out[1]))
+
+
+def test_large_mosaics_get_64_bit_offsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("cellquilt.simulate.writer._BIG", 1000)
+    simulate(tmp_path / "out", width_px=300, image_only=True)
+    with tifffile.TiffFile(tmp_path / "out/slide_0/image.ome.tif") as tiff:
+        assert tiff.is_bigtiff
+        slide = Slide(make_parameters(width_px=300))
+        assert np.array_equal(tiff.asarray(), slide.image(slide.tile((0, 300, 0, 300))))

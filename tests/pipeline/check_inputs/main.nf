@@ -5,7 +5,7 @@ workflow {
     def found = cases.collect { item ->
         def errors = []
         def slides = Inputs.examine(item.params, file(params.repository), file(item.folder), errors)
-        def shown = slides.collect { slide -> slide + [path: slide.path.toString(), transcripts: slide.transcripts.toString(), truth: '', prior_cells: ''] }
+        def shown = slides.collect { slide -> slide + [path: slide.path.toString(), transcripts: slide.transcripts.toString(), weights: slide.weights.toString(), truth: '', prior_cells: ''] }
         [name: item.name, codes: errors.collect { mistake -> mistake.code }, lines: errors.collect { mistake -> Inputs.line(mistake) }, slides: shown]
     }
     file(params.output).text = groovy.json.JsonOutput.toJson(found)

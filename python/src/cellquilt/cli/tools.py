@@ -11,7 +11,7 @@ _PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("output", type=_PATH)
-@click.option("--preset", default="default", show_default=True, help="How hard the slide is: default or hard.")
+@click.option("--preset", default="default", show_default=True, help="How hard the slide is: easy, default or hard.")
 @click.option("--slides", default=1, show_default=True, type=click.IntRange(1), help="How many slides.")
 @click.option("--width-px", default=2048, show_default=True, type=click.IntRange(64), help="Width in pixels.")
 @click.option("--height-px", type=click.IntRange(64), help="Height in pixels; default: the width.")
@@ -31,7 +31,7 @@ def simulate(output: Path, file_format: str, **options: Any) -> None:
 def check(sheet: Path, parameters: tuple[str, ...]) -> None:
     """Check a sample sheet and parameters as the pipeline does before it starts; all mistakes at once."""
     from cellquilt.core.errors import CellquiltError
-    from cellquilt.core.sheet import check_params, read_sheet
+    from cellquilt.core.sheet import check_input
 
     given = {}
     for parameter in parameters:
@@ -39,8 +39,7 @@ def check(sheet: Path, parameters: tuple[str, ...]) -> None:
         if not equals:
             raise CellquiltError("usage", f'"{parameter}" is not NAME=VALUE', "for example expand_um=3")
         given[name] = value
-    check_params(given)
-    rows = read_sheet(sheet)
+    rows, _ = check_input(sheet, given)
     click.echo(f"{sheet}: {len(rows)} sample{'s' if len(rows) != 1 else ''}, no mistakes")
 
 

@@ -8,6 +8,7 @@ Lengths end in ``_um`` (microns, the default way) or ``_px`` (pixels of the main
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -452,7 +453,7 @@ def check(setting: Setting, value: Any) -> Value:
     if isinstance(typed, int | float) and not isinstance(typed, bool):
         below = setting.minimum is not None and typed < setting.minimum
         above = setting.maximum is not None and typed > setting.maximum
-        if below or above or typed != typed:
+        if below or above:
             raise CellquiltError("parameter-range", f"{setting.name} is {_show(value)}; expected {_range(setting)}")
     return typed
 
@@ -464,6 +465,8 @@ def _range(setting: Setting) -> str:
 
 
 def _show(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
@@ -486,6 +489,8 @@ def _typed(setting: Setting, value: Any) -> Value:
                 number = float(value)
             except (TypeError, ValueError):
                 raise wrong from None
+            if not math.isfinite(number):
+                raise wrong
             if setting.kind == "float":
                 return number
             if number != int(number):
@@ -513,7 +518,12 @@ def resolve_name(name: str, known: Iterable[str] | None = None) -> str:
     found = ALIASES.get(snake, snake)
     if found in names:
         return found
-    raise CellquiltError("parameter-unknown", f'unknown parameter "{name}"', did_you_mean(snake, names))
+    hint = did_you_mean(snake, names)
+    raise CellquiltError(
+        "parameter-unknown",
+        f'unknown parameter "{name}"',
+        "--help lists them" if hint.startswith("known:") else hint,
+    )
 
 
 def check_all(values: Mapping[str, Any]) -> dict[str, Value]:

@@ -128,14 +128,14 @@ def squared_distance(seeds, out):
     none = np.int32(2147483647)
     far = np.int64(h + w + 1)
     for x in range(w):
-        run = far
+        steps = far
         for y in range(h):
-            run = 0 if seeds[y, x] != 0 else min(run + 1, far)
-            out[y, x] = run
-        run = far
+            steps = np.int64(0) if seeds[y, x] != 0 else min(steps + 1, far)
+            out[y, x] = steps
+        steps = far
         for y in range(h - 1, -1, -1):
-            run = 0 if seeds[y, x] != 0 else min(run + 1, far)
-            out[y, x] = min(out[y, x], run)
+            steps = np.int64(0) if seeds[y, x] != 0 else min(steps + 1, far)
+            out[y, x] = min(out[y, x], steps)
     column = np.empty(w, dtype=np.int64)
     height = np.empty(w, dtype=np.int64)
     begin = np.empty(w, dtype=np.int64)

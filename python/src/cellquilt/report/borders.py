@@ -44,7 +44,7 @@ class BorderCheck:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % interval of the ratio if cells lay at random (Poisson counts, normal on the log scale)."""
+        """95% interval of the ratio if cells lay at random (Poisson counts, normal on the log scale)."""
         if self.ratio is None or not self.n_border:
             return None
         half = 1.96 * float(np.sqrt(1 / self.n_border + 1 / self.n_interior))

@@ -13,6 +13,7 @@ from cellquilt.report.zooms import MAX_DOTS, Zoom
 
 _BINS = 180
 _MIN_BIN_UM = 8.0
+_CELLS_A_BIN = 3
 
 
 @dataclass
@@ -21,20 +22,21 @@ class Maps:
 
     Attributes
     ----------
-    bin_px
-        Width of a bin in pixels of the main image.
-    bin_um2
-        Its area.
+    bin_px, cell_bin_px
+        Width of a bin in pixels of the main image: of transcripts; of cells, which are fewer.
+    pixel_size_um
+        Microns a pixel.
     cells
         (h, w) cells a bin.
-    transcripts
-        (h, w) transcripts a bin that could be counted; None without transcripts.
     counted
-        (h, w) sum over cells of their counted transcripts.
+        (h, w) sum over a bin's cells of their counted transcripts.
+    transcripts
+        (h', w') transcripts a bin that could be counted; None without transcripts.
     """
 
     bin_px: float
-    bin_um2: float
+    cell_bin_px: float
+    pixel_size_um: float
     cells: np.ndarray
     counted: np.ndarray
     transcripts: np.ndarray | None = None
@@ -61,7 +63,7 @@ def extent_px(view: View, cells: Cells) -> tuple[int, int]:
     return int(reach[1]) + 1, int(reach[0]) + 1
 
 
-def make_maps(view: View, cells: Cells, zooms: list[Zoom]) -> tuple[Maps, list[Dots]]:
+def make_maps(view: View, cells: Cells, zooms: list[Zoom], tissue_um2: float | None = None) -> tuple[Maps, list[Dots]]:
     """Maps of cells and transcripts, and the transcripts of some windows.
 
     Parameters
@@ -70,6 +72,8 @@ def make_maps(view: View, cells: Cells, zooms: list[Zoom]) -> tuple[Maps, list[D
         The sample.
     zooms
         Windows whose transcripts are wanted.
+    tissue_um2
+        Area of the tissue, to find a bin that holds a few cells. Default: all that is drawn.
 
     Returns
     -------
@@ -79,12 +83,18 @@ def make_maps(view: View, cells: Cells, zooms: list[Zoom]) -> tuple[Maps, list[D
     """
     height, width = extent_px(view, cells)
     bin_px = max(max(height, width) / _BINS, _MIN_BIN_UM / view.pixel_size_um)
-    shape = max(1, int(np.ceil(height / bin_px))), max(1, int(np.ceil(width / bin_px)))
-    place, inside = _bins(apply(view.to_pixels, cells.xy_um), bin_px, shape, (height, width))
+    area_px = tissue_um2 / view.pixel_size_um**2 if tissue_um2 else float(height * width)
+    cell_bin_px = bin_px
+    if len(cells):
+        cell_bin_px = min(max(bin_px, np.sqrt(_CELLS_A_BIN * area_px / len(cells))), max(height, width) / 4)
+    shape = _shape(height, width, cell_bin_px)
+    place, inside = _bins(apply(view.to_pixels, cells.xy_um), cell_bin_px, shape, (height, width))
     size = shape[0] * shape[1]
     per_bin = np.bincount(place, minlength=size).reshape(shape)
     counted = np.bincount(place, weights=cells.transcripts[inside], minlength=size).reshape(shape)
-    maps = Maps(bin_px, (bin_px * view.pixel_size_um) ** 2, per_bin, counted)
+    maps = Maps(bin_px, float(cell_bin_px), view.pixel_size_um, per_bin, counted)
+    shape = _shape(height, width, bin_px)
+    size = shape[0] * shape[1]
     dots = [Dots() for _ in zooms]
     element = view.find("points", "transcripts")
     if element is None:
@@ -110,6 +120,10 @@ def make_maps(view: View, cells: Cells, zooms: list[Zoom]) -> tuple[Maps, list[D
             found.free.append(pixels[here & ~assigned])
     maps.transcripts = total.reshape(shape)
     return maps, dots
+
+
+def _shape(height: int, width: int, bin_px: float) -> tuple[int, int]:
+    return max(1, int(np.ceil(height / bin_px))), max(1, int(np.ceil(width / bin_px)))
 
 
 def _assigned(batch: Any) -> np.ndarray:

@@ -79,7 +79,9 @@ def render(view: View, qc: Mapping[str, Any], accuracy: Mapping[str, Any] | None
         **_slide(view, cells, qc),
         "histograms": _histograms(cells, qc),
         "fates": _fates(qc),
-        "by_plane": plots.share_by_plane(qc.get("share_assigned_by_z") or {}, qc.get("transcripts_by_z") or {}, qc.get("z_unit")),
+        "by_plane": plots.share_by_plane(
+            qc.get("share_assigned_by_z") or {}, qc.get("transcripts_by_z") or {}, qc.get("z_unit")
+        ),
         "top_genes": _top_genes(cells),
         "overlaps": plots.overlap_histogram(qc.get("overlap_ratio_histogram") or [], _threshold(view)),
         "borders": _borders(qc),
@@ -113,7 +115,11 @@ def _key_numbers(qc: Mapping[str, Any]) -> list[dict[str, str]]:
         ("Genes a cell", number(qc["median_genes_per_cell"]), f"median, of {number(qc.get('n_genes'))} in the panel"),
         ("Cell area", f"{number(qc['median_area_um2'])} µm²", "median"),
         ("Tissue", _area(qc["tissue_area_um2"]), f"{number(qc['transcripts_per_100um2'])} transcripts per 100 µm²"),
-        ("Controls in cells", percent(qc["control_rate_in_cells"], 2), f"{percent(qc['control_rate_outside'], 2)} outside"),
+        (
+            "Controls in cells",
+            percent(qc["control_rate_in_cells"], 2),
+            f"{percent(qc['control_rate_outside'], 2)} outside",
+        ),
     ]
     if qc["n_transcripts"] is None:
         skipped = {"Transcripts", "Assigned", "Transcripts a cell", "Genes a cell", "Controls in cells"}
@@ -138,10 +144,8 @@ def _slide(view: View, cells: Cells, qc: Mapping[str, Any]) -> dict[str, Any]:
     sides = inner_sides(boxes, size)
     zooms: list[Zoom] = []
     if view.image is not None:
-        zooms = choose_zooms(
-            apply(view.to_pixels, cells.xy_um), size, zoom_size(view.pixel_size_um, size), sides
-        )
-    maps, dots = make_maps(view, cells, zooms)
+        zooms = choose_zooms(apply(view.to_pixels, cells.xy_um), size, zoom_size(view.pixel_size_um, size), sides)
+    maps, dots = make_maps(view, cells, zooms, qc["tissue_area_um2"])
     drawn: dict[str, Any] = {"maps": _maps(maps, size), "overview": None, "zooms": [], "thumbnails": [], "shown": None}
     if view.image is None:
         return drawn
@@ -159,8 +163,8 @@ def _slide(view: View, cells: Cells, qc: Mapping[str, Any]) -> dict[str, Any]:
         "patches": _boxes_path(boxes, step),
         "failed": _boxes_path(_failed_boxes(view, failed), step),
         "density": _map_uri(np.where(maps.cells > 0, maps.cells, np.nan)),
-        "density_width": maps.cells.shape[1] * maps.bin_px / step,
-        "density_height": maps.cells.shape[0] * maps.bin_px / step,
+        "density_width": maps.cells.shape[1] * maps.cell_bin_px / step,
+        "density_height": maps.cells.shape[0] * maps.cell_bin_px / step,
         "zooms": [
             {"number": k, "x": z.window[2] / step, "y": z.window[0] / step, "size": (z.window[3] - z.window[2]) / step}
             for k, z in enumerate(zooms, 1)
@@ -206,15 +210,18 @@ def _map_uri(values: np.ndarray) -> str:
 
 def _maps(maps: Maps, size: tuple[int, int]) -> list[dict[str, Any]]:
     """Maps with their keys; a bin without anything is left clear."""
-    wanted: list[tuple[str, np.ndarray, str]] = [
-        ("Cell density", np.where(maps.cells > 0, maps.cells / maps.bin_um2 * 1e4, np.nan), "cells per 100 × 100 µm"),
+    density = maps.cells / (maps.cell_bin_px * maps.pixel_size_um) ** 2 * 1e4
+    wanted: list[tuple[str, np.ndarray, str, float]] = [
+        ("Cell density", np.where(maps.cells > 0, density, np.nan), "cells per 100 × 100 µm", maps.cell_bin_px),
     ]
     if maps.transcripts is not None:
-        density = maps.transcripts / maps.bin_um2 * 100
-        wanted.append(("Transcript density", np.where(maps.transcripts > 0, density, np.nan), "per 100 µm²"))
-        wanted.append(("Transcripts a cell", maps.per_cell, "mean, counted"))
+        density = maps.transcripts / (maps.bin_px * maps.pixel_size_um) ** 2 * 100
+        wanted.append(
+            ("Transcript density", np.where(maps.transcripts > 0, density, np.nan), "per 100 µm²", maps.bin_px)
+        )
+        wanted.append(("Transcripts a cell", maps.per_cell, "mean, counted", maps.cell_bin_px))
     drawn = []
-    for title, values, unit in wanted:
+    for title, values, unit, bin_px in wanted:
         if not np.isfinite(values).any():
             continue
         high = float(np.nanquantile(values, 0.99)) or 1.0
@@ -226,10 +233,9 @@ def _maps(maps: Maps, size: tuple[int, int]) -> list[dict[str, Any]]:
                 "columns": columns,
                 "rows": rows,
                 # The last bins reach beyond the slide's edge.
-                "width": size[1] / maps.bin_px,
-                "height": size[0] / maps.bin_px,
+                "width": size[1] / bin_px,
+                "height": size[0] / bin_px,
                 "key": plots.colour_bar(0, high, unit, pictures.STOPS),
-                "low": 0,
                 "high": high,
                 "unit": unit,
             }
@@ -282,9 +288,7 @@ def _outline_paths(view: View, cells: Cells, zooms: list[Zoom]) -> dict[str, lis
     near = np.zeros(len(cells), dtype=bool)
     for zoom in zooms:
         y0, y1, x0, x1 = zoom.window
-        near |= (
-            (xy[:, 0] > x0 - reach) & (xy[:, 0] < x1 + reach) & (xy[:, 1] > y0 - reach) & (xy[:, 1] < y1 + reach)
-        )
+        near |= (xy[:, 0] > x0 - reach) & (xy[:, 0] < x1 + reach) & (xy[:, 1] > y0 - reach) & (xy[:, 1] < y1 + reach)
     paths: dict[str, list[str]] = {}
     for name in ("cell_boundaries", "nucleus_boundaries"):
         element = view.find("shapes", name)
@@ -372,8 +376,12 @@ def _top_genes(cells: Cells) -> list[dict[str, Any]]:
     if not total:
         return []
     return [
-        {"name": str(cells.gene_names[k]), "n": int(cells.gene_totals[k]), "share": int(cells.gene_totals[k]) / total,
-         "bar": int(cells.gene_totals[k]) / most}
+        {
+            "name": str(cells.gene_names[k]),
+            "n": int(cells.gene_totals[k]),
+            "share": int(cells.gene_totals[k]) / total,
+            "bar": int(cells.gene_totals[k]) / most,
+        }
         for k in order.tolist()
         if cells.gene_totals[k]
     ]

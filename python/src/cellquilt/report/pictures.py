@@ -111,10 +111,7 @@ def mask_of(polygons: np.ndarray, shape: tuple[int, int], step: float) -> np.nda
 
 def limits(pixels: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
     """(C, 2) float: intensities shown as black and as full colour, the 1st and the 99.7th percentile."""
-    if mask is not None and mask.any():
-        chosen = pixels[:, mask]
-    else:
-        chosen = pixels.reshape(len(pixels), -1)
+    chosen = pixels[:, mask] if mask is not None and mask.any() else pixels.reshape(len(pixels), -1)
     if not chosen.size:
         return np.tile([0.0, 1.0], (len(pixels), 1))
     return np.quantile(chosen.astype(np.float32), [0.01, 0.997], axis=1).T

@@ -3,6 +3,7 @@
 Colours come from the page's style sheet (classes), so that charts follow its light, dark and printed dress.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from html import escape
@@ -31,8 +32,8 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A share in per cent, a dash for none."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+    """A share in percent, a dash for none."""
+    return "–" if value is None else f"{100 * value:.{digits}f}%"
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -51,10 +52,10 @@ def _svg(body: Sequence[str], label: str, width: int = _WIDTH, height: int = _HE
     return f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{inner}</svg>'
 
 
-def _x_axis(values: Sequence[float], place: Sequence[float], title: str, labels: Sequence[str] | None = None) -> list[str]:
+def _x_axis(labels: Sequence[str], place: Sequence[float], title: str) -> list[str]:
     bottom = _HEIGHT - _BOTTOM
     parts = [f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>']
-    for value, x, text in zip(values, place, labels or [number(value) for value in values], strict=True):
+    for text, x in zip(labels, place, strict=True):
         parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{escape(text)}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text class="title" x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(title)}</text>')
@@ -65,7 +66,7 @@ def _y_axis(top: float, title: str, *, as_percent: bool = False) -> list[str]:
     parts = []
     for value in ticks(0, top, 4):
         y = _y(value, top)
-        text = f"{100 * value:g} %" if as_percent else number(value)
+        text = f"{100 * value:g}%" if as_percent else number(value)
         parts.append(f'<line class="gl" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
     parts.append(f'<text class="title" x="4" y="9">{escape(title)}</text>')
@@ -78,8 +79,9 @@ def _y(value: float, top: float) -> float:
 
 def _bar(x0: float, x1: float, value: float, top: float, name: str, tip: str, base: float = 0.0) -> str:
     y0, y1 = _y(base, top), _y(base + value, top)
+    width, height = max(x1 - x0, 0.3), max(y0 - y1, 0)
     return (
-        f'<rect class="{name}" x="{x0:.2f}" y="{y1:.2f}" width="{max(x1 - x0, 0.3):.2f}" height="{max(y0 - y1, 0):.2f}">'
+        f'<rect class="{name}" x="{x0:.2f}" y="{y1:.2f}" width="{width:.2f}" height="{height:.2f}">'
         f"<title>{escape(tip)}</title></rect>"
     )
 
@@ -143,9 +145,11 @@ def histogram(
         if failing:
             parts.append(_bar(place[k] + 0.4, place[k + 1] - 0.4, failing, top, "bar-bad", tip, all_cells - failing))
     marks = ticks(float(edges[0]), float(edges[-1]))
-    parts += _x_axis(marks, [_LEFT + (mark - edges[0]) * scale for mark in marks], title)
+    parts += _x_axis([number(mark) for mark in marks], [_LEFT + (mark - edges[0]) * scale for mark in marks], title)
     median = float(np.median(values))
-    parts += _marker(_LEFT + (min(median, edges[-1]) - edges[0]) * scale, f"median {number(median)}{unit and ' ' + unit}")
+    parts += _marker(
+        _LEFT + (min(median, edges[-1]) - edges[0]) * scale, f"median {number(median)}{unit and ' ' + unit}"
+    )
     return _svg(parts, f"Histogram of {title}: median {number(median)} {unit}, {len(values):,} cells")
 
 
@@ -177,7 +181,8 @@ def overlap_histogram(counts: Sequence[int], threshold: float) -> str:
             name = "bar" if edges[k] >= threshold - 1e-9 else "bar-soft"
             parts.append(_bar(place[k] + 0.6, place[k + 1] - 0.6, math.sqrt(count), top, name, tip))
     marks = [0.0, 0.25, 0.5, 0.75, 1.0]
-    parts += _x_axis(marks, [_LEFT + mark * (_WIDTH - _RIGHT - _LEFT) for mark in marks], "overlap / smaller area")
+    place_of = [_LEFT + mark * (_WIDTH - _RIGHT - _LEFT) for mark in marks]
+    parts += _x_axis([number(mark) for mark in marks], place_of, "overlap / smaller area")
     parts += _marker(_LEFT + threshold * (_WIDTH - _RIGHT - _LEFT), f"same cell from {threshold:g}")
     same = sum(count for k, count in enumerate(counts) if edges[k] >= threshold - 1e-9)
     return _svg(parts, f"Overlap of {sum(counts):,} pairs of cells of different patches; {same:,} are the same cell")
@@ -199,12 +204,12 @@ def share_by_plane(shares: dict[str, float | None], totals: dict[str, int], unit
     every = max(1, math.ceil(len(planes) / 12))
     shown = range(0, len(planes), every)
     middle = [(place[k] + place[k + 1]) / 2 for k in shown]
-    parts += _x_axis([float(planes[k]) for k in shown], middle, "z (µm)" if unit == "um" else "z-plane", [planes[k] for k in shown])
+    parts += _x_axis([planes[k] for k in shown], middle, "z (µm)" if unit == "um" else "z-plane")
     return _svg(parts, f"Share of transcripts in cells on {len(planes)} planes")
 
 
 def border_profile(rings: Sequence[dict]) -> str:
-    """Density of cells by distance to the nearest patch border, over the density of all; bars are 95 % intervals."""
+    """Density of cells by distance to the nearest patch border, over the density of all; bars are 95% intervals."""
     area = sum(ring["area_um2"] for ring in rings)
     cells = sum(ring["n_cells"] for ring in rings)
     used = [ring for ring in rings if ring["area_um2"] > 0]
@@ -226,19 +231,21 @@ def border_profile(rings: Sequence[dict]) -> str:
         parts.append(f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
     one = _y(1.0, top)
     parts.append(f'<line class="mark" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{one:.1f}" y2="{one:.1f}"/>')
-    middle = [(a + b) / 2 for a, b in zip(place, place[1:], strict=False)]
-    parts += _x_axis([0.0] * len(labels), middle, "distance to the nearest patch border (µm)", labels)
+    middle = [(a + b) / 2 for a, b in itertools.pairwise(place)]
+    parts += _x_axis(labels, middle, "distance to the nearest patch border (µm)")
     return _svg(parts, "Density of cells by distance to the nearest patch border")
 
 
 def colour_bar(low: float, high: float, unit: str, stops: np.ndarray) -> str:
     """The key of a map: colours from `low` to `high`."""
     colours = "".join(
-        f'<stop offset="{k / (len(stops) - 1):.3f}" stop-color="rgb({r},{g},{b})"/>' for k, (r, g, b) in enumerate(stops)
+        f'<stop offset="{k / (len(stops) - 1):.3f}" stop-color="rgb({r},{g},{b})"/>'
+        for k, (r, g, b) in enumerate(stops)
     )
-    key = f"key{abs(hash_text(unit)):x}"
+    key = f"key{hash_text(unit):x}"
+    label = f"from {number(low)} to {number(high)} {escape(unit)}"
     return (
-        f'<svg class="key" viewBox="0 0 260 30" role="img" aria-label="from {number(low)} to {number(high)} {escape(unit)}">'
+        f'<svg class="key" viewBox="0 0 260 30" role="img" aria-label="{label}">'
         f'<defs><linearGradient id="{key}">{colours}</linearGradient></defs>'
         f'<rect x="0" y="2" width="260" height="9" rx="2" fill="url(#{key})"/>'
         f'<text class="tick" x="0" y="25">{number(low)}</text>'

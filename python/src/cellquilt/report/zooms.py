@@ -72,11 +72,11 @@ def choose_zooms(xy_px: np.ndarray, image_size: tuple[int, int], size: int, side
     padded = np.pad(grid, ((0, 1), (0, 1)))
     starts = padded[:-1, :-1] + padded[1:, :-1] + padded[:-1, 1:] + padded[1:, 1:]
     starts = starts[: max(rows - 1, 1), : max(columns - 1, 1)]
-    filled = np.sort(starts[starts >= min(3, starts.max())])
+    filled = np.sort(starts[starts >= min(3, int(starts.max()))])
     wanted = [("dense", filled[-1]), ("typical", filled[len(filled) // 2]), ("sparse", filled[len(filled) // 10])]
     found: list[Zoom] = []
     for name, count in wanted:
-        row, column = np.unravel_index(int(np.argmax(starts == count)), starts.shape)
+        row, column = divmod(int(np.argmax(starts == count)), starts.shape[1])
         _add(found, name, _fit(row * half, column * half, size, image_size), xy)
     if len(sides):
         y0, x0 = _best_on_border(sides, starts, half, size)
@@ -117,7 +117,7 @@ def _best_on_border(sides: np.ndarray, starts: np.ndarray, half: int, size: int)
     row = np.clip(np.round(top / half), 0, starts.shape[0] - 1).astype(int)
     column = np.clip(np.round(left / half), 0, starts.shape[1] - 1).astype(int)
     best = int(np.argmax(starts[row, column]))
-    return int(round(top[best])), int(round(left[best]))
+    return int(np.round(top[best])), int(np.round(left[best]))
 
 
 def outlines(element: Path, ids: np.ndarray) -> Iterator[np.ndarray]:

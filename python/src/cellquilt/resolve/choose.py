@@ -210,7 +210,7 @@ def _order_by(geometry, bounds, areas, keys):
     if tied.size:
         # All else is equal: compare the coordinates themselves, from a fixed first vertex on.
         text = shapely.to_wkb(shapely.normalize(geometry[order[tied]]))
-        text[np.equal(text, None)] = b""
+        text[shapely.is_missing(geometry[order[tied]])] = b""
         code = np.unique(text, return_inverse=True)[1]
         again = np.lexsort((order[tied], code, run[tied]))
         order[tied] = order[tied][again]

@@ -9,7 +9,7 @@ from cellquilt.geometry.expand import expand_labels
 from cellquilt.geometry.polygonize import connected_parts, parts_to_rings
 from cellquilt.geometry.polygons import Rings, ranges
 from cellquilt.geometry.rasterize import polygons_to_labels
-from cellquilt.resolve.pairs import neighbours_of
+from cellquilt.resolve.pairs import box_pairs, neighbours_of
 
 
 def expand_nuclei(
@@ -72,10 +72,7 @@ def expand_nuclei(
     ).astype(np.int64)
     # Tiles whose windows meet hold the nuclei that may limit each other's.
     n_tiles = len(extents)
-    tree = shapely.STRtree(shapely.box(*extents.T))
-    tile_a, tile_b = tree.query(shapely.box(*extents.T))
-    upper = tile_a < tile_b
-    offsets, partners = neighbours_of(n_tiles, tile_a[upper].astype(np.int64), tile_b[upper].astype(np.int64))
+    offsets, partners = neighbours_of(n_tiles, *box_pairs(extents.astype(np.float64)))
     for k in range(n_tiles):
         own = members[starts[k] : starts[k + 1]]
         x0, y0, x1, y1 = (int(v) for v in extents[k])
@@ -106,7 +103,8 @@ def _unite_with_nuclei(
     cells: NDArray[np.object_], nuclei: NDArray[np.object_], bounds: tuple[int, int] | None
 ) -> NDArray[np.object_]:
     """Nuclei off the lattice: a cell contains its nucleus exactly and nothing of another one."""
-    nuclei = np.where(shapely.is_missing(nuclei), shapely.Polygon(), nuclei)
+    nuclei = nuclei.copy()
+    nuclei[shapely.is_missing(nuclei)] = shapely.Polygon()
     if bounds is not None:
         nuclei = shapely.intersection(nuclei, shapely.box(0, 0, bounds[1], bounds[0]))
     out = cells.copy()

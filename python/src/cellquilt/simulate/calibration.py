@@ -254,3 +254,17 @@ def format_table(rows: list[CalibrationRow]) -> str:
         mark = "" if row.ok else "  beyond 20 %"
         lines.append(f"{row.name:28} {row.measured:10.4g} {row.simulated:10.4g} {row.ratio:6.2f}{mark}")
     return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """``python -m cellquilt.simulate.calibration SLIDE [REGION]``: print the comparison of a simulated slide."""
+    import sys
+
+    given = sys.argv[1:] if arguments is None else arguments
+    if len(given) not in (1, 2):
+        raise SystemExit("usage: python -m cellquilt.simulate.calibration SLIDE [REGION]")
+    print(format_table(calibration_table(given[0], given[1] if len(given) == 2 else None)))
+
+
+if __name__ == "__main__":
+    main()

@@ -29,7 +29,7 @@ from cellquilt.simulate.randomness import (
     start,
     uniform,
 )
-from cellquilt.simulate.transcripts import field_lost
+from cellquilt.simulate.transcripts import field_number, lost_below
 
 CHANNELS = ("DAPI", "Cellbound")
 COARSE = 4  # haze is computed on pixels of this many times the size
@@ -108,7 +108,7 @@ def render(
         _expose(
             seed, key, light, wide, y0, x0, pad, pixel, parameters.width_px, offset, background * parameters.background,
             signal * parameters.contrast, grey, read, parameters.noise, parameters.illumination_gradient,
-            parameters.fov_um, parameters.fov_spread, parameters.vignetting, parameters.fov_dropout, out,
+            parameters.fov_um, parameters.fov_spread, parameters.vignetting, lost_below(parameters, seed), out,
         )  # fmt: skip
         images.append(out)
     return np.stack(images)
@@ -270,7 +270,7 @@ def _draw_cells(seed, winner, depth, second, necrotic, sharp, blurred, y0, x0, p
 @numba.njit(cache=True, nogil=True)
 def _expose(
     seed, key, light, wide, y0, x0, pad, pixel, canvas_width, offset, background, signal, grey, read, noise, gradient,
-    fov_um, fov_spread, vignetting, dropout, out,
+    fov_um, fov_spread, vignetting, below, out,
 ):  # fmt: skip
     height, width = out.shape
     rng = np.empty(1, np.uint64)
@@ -292,7 +292,7 @@ def _expose(
                 fov_before = fov_i
                 start(rng, place_key(seed, STREAM_FOV, fov_i, fov_j))
                 gain = math.exp(fov_spread * normal(rng))
-                dark = field_lost(seed, fov_i, fov_j, dropout)
+                dark = field_number(seed, fov_i, fov_j) < below
             u = 2.0 * (x / fov_um - fov_i) - 1.0
             shade = gain * slope[i] * (1.0 - 0.5 * vignetting * (u * u + v * v))
             value = 0.0 if dark else light[j + pad, i + pad] + wide[j + pad, i + pad]

@@ -133,7 +133,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "illumination_gradient": 4.0,
         "fov_spread": 0.15,
         "vignetting": 0.35,
-        "fov_dropout": 0.01,
+        "fov_dropout": 0.06,
         "ambient": 0.12,
         "diffusion": 0.3,
         "diffusion_um": 3.0,

@@ -117,7 +117,10 @@ def _overlaps(found: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """All overlapping pairs: index found, index true ((m,) int64) and IoU ((m,) float64)."""
     if len(found) == 0 or len(true) == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
-    found = np.where(shapely.is_valid(found), found, shapely.make_valid(found))
+    crossed = ~shapely.is_valid(found)
+    if crossed.any():
+        found = found.copy()
+        found[crossed] = shapely.make_valid(found[crossed])
     f, t = shapely.STRtree(true).query(found, predicate="intersects")
     shared = shapely.area(shapely.intersection(found[f], true[t]))
     iou = shared / np.maximum(shapely.area(found)[f] + shapely.area(true)[t] - shared, 1e-12)

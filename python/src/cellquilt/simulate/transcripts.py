@@ -1,5 +1,7 @@
 """Transcripts of cells and of the ambient, place by place."""
 
+import functools
+import math
 from dataclasses import dataclass
 
 import numba
@@ -189,21 +191,42 @@ def _finish(parameters, seed, x, y, plane, gene, cell, left, nuclei, origin) -> 
 
 def lost_fields(parameters: Parameters, seed: int, x_um: np.ndarray, y_um: np.ndarray) -> np.ndarray:
     """Whether places lie in a field of view that was lost: (n,) bool."""
-    return _lost(seed, parameters.fov_um, parameters.fov_dropout, x_um, y_um)
+    return _lost(seed, parameters.fov_um, lost_below(parameters, seed), x_um, y_um)
+
+
+@functools.lru_cache(maxsize=64)
+def lost_below(parameters: Parameters, seed: int) -> float:
+    """Fields whose number (`field_number`) lies below this were lost: as many as the share asked for, rounded.
+
+    A chance for every field by itself would now and then lose a small slide altogether.
+    """
+    width = math.ceil(parameters.width_px * parameters.pixel_size_um / parameters.fov_um)
+    height = math.ceil(parameters.height_px * parameters.pixel_size_um / parameters.fov_um)
+    n_lost = round(parameters.fov_dropout * width * height)
+    return float(np.sort(np.append(_field_numbers(seed, width, height), 2.0))[n_lost]) if n_lost else 0.0
 
 
 @numba.njit(cache=True, nogil=True)
-def _lost(seed, fov_um, dropout, x, y):
-    out = np.empty(len(x), np.bool_)
-    for k in range(len(x)):
-        out[k] = field_lost(seed, int(np.floor(x[k] / fov_um)), int(np.floor(y[k] / fov_um)), dropout)
+def _field_numbers(seed, width, height):
+    out = np.empty(width * height)
+    for j in range(height):
+        for i in range(width):
+            out[j * width + i] = field_number(seed, i, j)
     return out
 
 
 @numba.njit(cache=True, nogil=True)
-def field_lost(seed, i, j, dropout):
-    """Whether the field of view in column i and row j was lost."""
-    return unit(place_key(seed, STREAM_FOV + 1000, i, j)) < dropout
+def _lost(seed, fov_um, below, x, y):
+    out = np.empty(len(x), np.bool_)
+    for k in range(len(x)):
+        out[k] = field_number(seed, int(np.floor(x[k] / fov_um)), int(np.floor(y[k] / fov_um))) < below
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def field_number(seed, i, j):
+    """Number in [0, 1) of the field of view in column i and row j; the lowest are lost."""
+    return unit(place_key(seed, STREAM_FOV + 1000, i, j))
 
 
 @numba.njit(cache=True, nogil=True)
