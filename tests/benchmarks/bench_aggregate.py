@@ -113,8 +113,8 @@ def prepare(case: str, folder: Path, peer: bool) -> None:
 
 def load_ours(case: str, folder: Path) -> Callable[[], dict[str, Any]]:
     """The timed step, with what it may have ready."""
-    from cellquilt.aggregate.channels import ChannelTable, measure_channels
-    from cellquilt.aggregate.counts import TranscriptCounter, count_transcripts
+    from cellquilt.aggregation.channels import ChannelTable, measure_channels
+    from cellquilt.aggregation.counts import TranscriptCounter, count_transcripts
     from cellquilt.core.images import Image
     from cellquilt.geometry.intensities import Intensities
     from cellquilt.geometry.locate import PolygonIndex

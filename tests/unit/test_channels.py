@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import shapely
-from cellquilt.aggregate.channels import measure_channels
+from cellquilt.aggregation.channels import measure_channels
 from cellquilt.core.images import Image, ImageWriter
 from cellquilt.geometry.intensities import Intensities, accumulate_channels
 from cellquilt.geometry.polygons import Rings

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import shapely
-from cellquilt.aggregate.counts import Counts, TranscriptCounter, count_transcripts, points_with_cells
+from cellquilt.aggregation.counts import Counts, TranscriptCounter, count_transcripts, points_with_cells
 from cellquilt.core.errors import CellquiltError
 from cellquilt.geometry.locate import PolygonIndex
 from cellquilt.geometry.polygons import Rings

@@ -4,16 +4,13 @@ import hashlib
 import json
 from pathlib import Path
 
+import cellquilt
 import numpy as np
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 import pytest
 import shapely
 import tifffile
-from hypothesis import given
-from hypothesis import strategies as st
-
-import cellquilt
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.shapes import ShapesTable, read_geoparquet
 from cellquilt.geometry.polygonize import labels_to_polygons
@@ -25,6 +22,8 @@ from cellquilt.simulate.masks import keep_largest_part
 from cellquilt.simulate.parameters import PRESETS, make_parameters
 from cellquilt.simulate.scores import adjusted_rand
 from cellquilt.simulate.slide import Slide, Tile
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 def whole(preset: str = "default", width_px: int = 768, seed: int = 3, **more) -> tuple[Slide, Tile]:
@@ -538,7 +537,6 @@ def test_scores_count_missed_false_and_shifted_cells(tmp_path: Path):
 
 def test_store_scores_follow_the_assignment(cohort: Path, tmp_path: Path):
     import pyarrow as pa
-
     from cellquilt.core.points import PointsWriter
     from cellquilt.core.shapes import write_shapes
 

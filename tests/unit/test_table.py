@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import shapely
-from cellquilt.aggregate.channels import ChannelTable
-from cellquilt.aggregate.counts import Counts
-from cellquilt.aggregate.table import build_table, table_numbers
+from cellquilt.aggregation.channels import ChannelTable
+from cellquilt.aggregation.counts import Counts
+from cellquilt.aggregation.table import build_table, table_numbers
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.shapes import ShapesTable
 from scipy.sparse import csr_matrix

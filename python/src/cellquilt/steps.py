@@ -89,7 +89,7 @@ def aggregate(
     CellquiltError
         ``element-missing`` if there are no cells yet.
     """
-    from cellquilt.aggregate.stage import aggregate_slide
+    from cellquilt.aggregation.stage import aggregate_slide
 
     given = keyword_settings(
         "aggregate",

@@ -116,7 +116,7 @@ def resolve(paths: tuple[Path, ...], settings: Settings, **arguments: Any) -> No
 @click.option("--metadata", hidden=True, help="The sample's metadata.")
 def aggregate(**arguments: Any) -> None:
     """Count transcripts and measure channels in cells: the table, and the transcripts with their cells."""
-    from cellquilt.aggregate.stage import aggregate_slide
+    from cellquilt.aggregation.stage import aggregate_slide
 
     aggregate_slide(**arguments)
 

@@ -1,7 +1,7 @@
 """Try parameters: a few windows of a slide, segmented with every combination, on one page.
 
-The windows go through the pipeline's own steps, with the slide's own normalisation and tile lattice: what the page shows
-is what a full run with these parameters makes there.
+The windows go through the pipeline's own steps, with the slide's own normalisation and tile lattice: what the page
+shows is what a full run with these parameters makes there.
 """
 
 import html
@@ -369,9 +369,11 @@ _STYLE = """
 .window .nucleus { stroke: #ffffff; stroke-width: 1; stroke-opacity: .8; }
 .window .scale rect, .window .scale text { fill: #fff; }
 figure { margin: 0; }
-pre { overflow-x: auto; padding: 10px 12px; background: var(--card); border: 1px solid var(--line); border-radius: 6px; }
+pre { overflow-x: auto; padding: 10px 12px; background: var(--card); border: 1px solid var(--line);
+  border-radius: 6px; }
 table.preview { border-collapse: collapse; }
-table.preview th, table.preview td { padding: 5px 14px 5px 0; text-align: right; border-bottom: 1px solid var(--line); }
+table.preview th, table.preview td { padding: 5px 14px 5px 0; text-align: right;
+  border-bottom: 1px solid var(--line); }
 table.preview th:first-child, table.preview td:first-child { text-align: left; }
 """
 

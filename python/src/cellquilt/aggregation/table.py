@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellquilt.aggregate.channels import ChannelTable, Statistic
-from cellquilt.aggregate.counts import Counts
+from cellquilt.aggregation.channels import ChannelTable, Statistic
+from cellquilt.aggregation.counts import Counts
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.shapes import ShapesTable
 from cellquilt.core.transforms import MICRONS, apply

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from cellquilt.aggregate.channels import ChannelTable, measure_channels
-from cellquilt.aggregate.counts import Counts, TranscriptCounter, count_transcripts, points_with_cells
+from cellquilt.aggregation.channels import ChannelTable, measure_channels
+from cellquilt.aggregation.counts import Counts, TranscriptCounter, count_transcripts, points_with_cells
 from cellquilt.core import zarr_json
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.images import Image, open_image
@@ -25,7 +25,7 @@ from cellquilt.geometry.polygons import Rings
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from cellquilt.aggregate.table import CellTable
+    from cellquilt.aggregation.table import CellTable
 
 POINTS = "transcripts"
 #: Bytes that one transcript takes while it is counted, columns of the machine included.
@@ -68,7 +68,7 @@ def aggregate_slide(
     CellquiltError
         ``element-missing`` if there are no cells; ``z-plane-unknown`` if planes are asked for and not known.
     """
-    from cellquilt.aggregate.table import build_table
+    from cellquilt.aggregation.table import build_table
 
     slide, source = Store(store), Store(store if cells is None else cells)
     record = Record("aggregate", slide.name, settings.of_stage("aggregate"))
@@ -80,7 +80,9 @@ def aggregate_slide(
     channels = None
     if image is not None and settings["average_intensities"]:
         to_pixels = outlines.transforms[GLOBAL]
-        channels = measure_channels(image, Rings.from_shapely(outlines.geometry), to_pixels=to_pixels)
+        channels = measure_channels(
+            image, Rings.from_shapely(outlines.geometry), to_pixels=to_pixels, threads=settings["threads"]
+        )
 
     def table_of(counts: Counts | None, cells: ShapesTable, channels: ChannelTable | None) -> "CellTable":
         return build_table(
@@ -198,7 +200,8 @@ def _write_table(delta: Store, table: "AnnData") -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table.write_zarr(element)
-    attributes = table.uns["spatialdata_attrs"]
+    # A table without rows annotates nothing: spatialdata takes no other.
+    attributes = table.uns.get("spatialdata_attrs", {"region": None, "region_key": None, "instance_key": None})
     zarr_json.update_attributes(
         element, {"spatialdata-encoding-type": "ngff:regions_table", "version": "0.2", **attributes}
     )
