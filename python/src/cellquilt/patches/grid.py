@@ -14,7 +14,7 @@ once, and the patches of the grid are unions of whole tiles.
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -295,6 +295,44 @@ def make_grid(
         patches = _occupied(patches, regions, margin_px)
     strips = [a.stop - b.start for spans in (rows, columns) for a, b in itertools.pairwise(spans)]
     return Grid((int(shape[0]), int(shape[1])), tuple(patches), len(rows), len(columns), min(strips) if strips else 0)
+
+
+def grid_of_windows(
+    shape: tuple[int, int],
+    windows: Sequence[tuple[int, int, int, int]],
+    *,
+    halo_px: int = 0,
+    lattice: Lattice | None = None,
+) -> Grid:
+    """Patches of chosen windows instead of a whole slide, with the context that they would have in it.
+
+    Parameters
+    ----------
+    shape
+        (height, width) of the slide in pixels.
+    windows
+        (y0, y1, x0, x1) of each patch's core.
+    halo_px
+        Pixels around the core that are segmented with it.
+    lattice
+        The engine's tiling.
+
+    Returns
+    -------
+    Grid
+        One row of patches, in the order given.
+    """
+    lattice = lattice or Lattice()
+
+    def span(length: int, core0: int, core1: int) -> Span:
+        start, stop = max(core0 - halo_px, 0), min(core1 + halo_px, length)
+        context = lattice.axis(length).context(start, stop) if lattice.tile else (start, stop)
+        return Span(core0, core1, start, stop, *context)
+
+    patches = [
+        Patch(index, span(shape[0], y0, y1), span(shape[1], x0, x1)) for index, (y0, y1, x0, x1) in enumerate(windows)
+    ]
+    return Grid((int(shape[0]), int(shape[1])), tuple(patches), 1, len(patches), 0)
 
 
 def _spans(length: int, width: int, overlap: int, lattice: Lattice) -> list[Span]:

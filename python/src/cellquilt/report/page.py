@@ -146,7 +146,14 @@ def _slide(view: View, cells: Cells, qc: Mapping[str, Any]) -> dict[str, Any]:
     if view.image is not None:
         zooms = choose_zooms(apply(view.to_pixels, cells.xy_um), size, zoom_size(view.pixel_size_um, size), sides)
     maps, dots = make_maps(view, cells, zooms, qc["tissue_area_um2"])
-    drawn: dict[str, Any] = {"maps": _maps(maps, size), "overview": None, "zooms": [], "thumbnails": [], "shown": None}
+    drawn: dict[str, Any] = {
+        "maps": _maps(maps, size),
+        "has_nuclei": view.find("shapes", "nucleus_boundaries") is not None,
+        "overview": None,
+        "zooms": [],
+        "thumbnails": [],
+        "shown": None,
+    }
     if view.image is None:
         return drawn
     shown = pictures.choose_channels(view.image, _segmented(view))
@@ -260,7 +267,7 @@ def _zooms(
         drawn.append(
             {
                 "number": position,
-                "title": _ZOOM_TITLES[zoom.name],
+                "title": _ZOOM_TITLES[zoom.name] if len(zooms) > 1 else "Close-up",
                 "uri": pictures.data_uri(pictures.compose(crop, ranges, shown), quality=85),
                 "width": x1 - x0,
                 "height": y1 - y0,

@@ -17,8 +17,8 @@ OVERVIEW_PX = 1400
 #: Most pixels (a channel) that are read at a time.
 _BLOCK_PX = 2048
 _NUCLEAR = re.compile(r"dapi|hoechst|nuc|dna|draq|sytox|histone", re.IGNORECASE)
-#: Colours of the channels that are shown, the nuclear stain first.
-COLOURS = ((0.42, 0.58, 1.0), (0.16, 0.62, 0.40), (0.85, 0.30, 0.25))
+#: Colours of the channels that are shown together, the nuclear stain first.
+COLOURS = ((0.42, 0.58, 1.0), (0.16, 0.62, 0.40))
 GREY = (1.0, 1.0, 1.0)
 #: Stops of the maps' colour scale, dark blue over teal to yellow: even in lightness, safe for colour-blind readers.
 STOPS = np.array(
@@ -49,7 +49,10 @@ class Shown:
 
 
 def choose_channels(image: "Image", segmented: Sequence[str] = ()) -> Shown:
-    """The nuclear stain, and up to two more: those that were segmented first."""
+    """The nuclear stain and one more: another one that was segmented, else the next.
+
+    More than two would only turn white where they overlap; the page shows every channel by itself, too.
+    """
     names = [str(name) for name in image.channels]
     if len(names) == 3 and [name.lower()[:1] for name in names] == ["r", "g", "b"]:
         return Shown((0, 1, 2), tuple(names), ((1, 0, 0), (0, 1, 0), (0, 0, 1)), bright_field=True)
@@ -160,7 +163,7 @@ def path_of(geometry: np.ndarray, *, origin: tuple[float, float] = (0.0, 0.0), s
     Outlines along pixel edges are written as relative horizontal and vertical strokes, which takes a third of the room.
     """
     pieces: list[str] = []
-    for ring in shapely.get_rings(geometry):
+    for ring in shapely.get_rings(shapely.get_parts(geometry)):
         xy = (shapely.get_coordinates(ring) - origin) / step
         if step == 1.0 and np.array_equal(xy, np.round(xy)):
             pieces.append(_lattice_path(xy.astype(int)))

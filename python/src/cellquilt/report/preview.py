@@ -22,13 +22,12 @@ from cellquilt.core.store import Store
 
 if TYPE_CHECKING:
     from cellquilt.core.images import Image
+    from cellquilt.segment.tissue import Tissue
 
 MAX_COMBINATIONS = 48
 #: Width of what a candidate window is judged on, in pixels of the pyramid level that is read.
 _JUDGED_PX = 16
 _READ_PX = 2048
-#: Tissue around a window that is segmented with it, in expected diameters: cells on its border are whole.
-_HALO_DIAMETERS = 1.5
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ def preview_slide(
     )
     given = {**settings.given, **({"cellpose_model": str(weights)} if weights is not None else {})}
     tried = [
-        try_windows(slide, image, windows, Settings({**given, **values}), regions, values)
+        try_windows(slide, image, windows, Settings({**given, **values}), found, values)
         for values in progress(combinations, f"{slide.name}: combinations")
     ]
     for one in tried:
@@ -167,7 +166,7 @@ def choose_windows(
     inside = np.ones((rows, columns), dtype=bool)
     if regions is not None:
         grid = np.meshgrid(middle_x, middle_y)
-        inside = shapely.contains_xy(shapely.union_all(regions), *grid) if len(regions) else ~inside
+        inside = np.asarray(shapely.contains_xy(shapely.union_all(regions), *grid)) if len(regions) else ~inside
     candidates = np.flatnonzero(inside)
     if not candidates.size:
         raise CellquiltError(
@@ -213,7 +212,7 @@ def try_windows(
     image: "Image",
     windows: list[tuple[int, int, int, int]],
     settings: Settings,
-    regions: np.ndarray | None,
+    tissue: "Tissue | None",
     values: dict[str, Any],
 ) -> Tried:
     """Segment the windows with one combination, by the pipeline's own steps."""
@@ -224,16 +223,15 @@ def try_windows(
     from cellquilt.resolve.choose import resolve_cells
     from cellquilt.resolve.nuclei import expand_nuclei
     from cellquilt.resolve.stage import growth_um
-    from cellquilt.segment.run import cut_windows, segment_bundle
+    from cellquilt.segment.run import make_image_patches, segment_bundle
 
     started = time.perf_counter()
     pixel = length_scale(image.transforms["microns"])
     method = settings["segmentation"]
     with tempfile.TemporaryDirectory() as scratch:
-        bundle, plan = cut_windows(
-            image, windows, Path(scratch), method=method, settings=settings, sample=slide.name, regions=regions,
-            halo_diameters=_HALO_DIAMETERS,
-        )  # fmt: skip
+        _, plan, (bundle,) = make_image_patches(
+            image, Path(scratch), method=method, settings=settings, sample=slide.name, tissue=tissue, windows=windows
+        )
         result = Path(scratch) / "cells.parquet"
         record = segment_bundle(bundle, result, settings=settings)
         geometry, table, _ = read_geoparquet(result)

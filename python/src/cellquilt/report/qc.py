@@ -240,7 +240,7 @@ def _transcript_numbers(view: View, cells: Cells, tissue_um2: float | None) -> d
         "n_transcripts": sums.n,
         "n_inside_image": inside,
         "n_assigned": sums.assigned,
-        "n_in_nucleus": sums.in_nucleus,
+        "n_in_nucleus": sums.in_nucleus if view.find("shapes", "nucleus_boundaries") else None,
         "n_counted": sums.counted,
         "n_countable_inside_image": sums.countable_inside,
         "n_control": sums.control,

@@ -1,10 +1,11 @@
 """Cellpose, both generations behind one adapter.
 
-The library's network and dynamics, but our own tiling: the network runs on the tiles that Cellpose would lay over the
-whole slide (`patches.grid.Lattice`), each patch holds the tiles it needs whole, and a tile that two patches of a bundle
-share is computed once. Everything in the library that depends on the size of the image it is given is taken out of
-play: its normalisation (the slide's is used), the resizing (one lattice for the slide), the limit on a mask's share of
-the image, the number of steps. So a cell looks the same in every patch that holds it whole.
+The library's networks, but our own tiling: the network runs on the tiles that Cellpose would lay over the whole slide
+(`patches.grid.Lattice`), each patch holds the tiles it needs whole, and a tile that two patches of a bundle share is
+computed once. Everything in the library that depends on the image it is given is taken out of play: its normalisation
+(the slide's is used), the resizing (one lattice for the slide), the limit on a mask's share of the image, and the way
+from flows to masks (`segment.dynamics`, the same masks wherever a patch begins). So a cell looks the same in every
+patch that holds it whole; on a whole slide the result is that of the library.
 
 Weights are files: the shipped model, or a path. Nothing is ever downloaded in a task.
 """
@@ -244,7 +245,7 @@ class CellposeSegmenter:
         self.generation = str(engine["generation"])
         weights = find_weights(str(engine["model"]))
         try:
-            import cellpose.dynamics
+            import cellpose  # noqa: F401
             import torch
         except ImportError as error:
             raise _engine_missing(self.generation) from error
@@ -258,7 +259,6 @@ class CellposeSegmenter:
                 f"use the environment with cellquilt[cellpose{self.generation}]",
             )
         self._torch = torch
-        self._dynamics = cellpose.dynamics
         torch.set_num_threads(max(1, int(engine.get("threads") or 1)))
         torch.use_deterministic_algorithms(True, warn_only=True)
         self.device = _device(torch, bool(engine.get("gpu")))
@@ -368,7 +368,7 @@ class CellposeSegmenter:
         return self.masks(flows, 1.0 / axes[0].step)
 
     def masks(self, flows: np.ndarray, rescale: float) -> np.ndarray:
-        """The library's dynamics.
+        """Masks of a patch.
 
         Parameters
         ----------
@@ -382,20 +382,16 @@ class CellposeSegmenter:
         numpy.ndarray
             (h, w) int32.
         """
-        flow_threshold = float(self.engine["flow_threshold"])
-        labels = self._dynamics.compute_masks(
-            np.ascontiguousarray(flows[:2]),
-            np.ascontiguousarray(flows[2]),
-            niter=max(1, int(200 / rescale)),
+        from cellquilt.segment.dynamics import masks_from_flows
+
+        return masks_from_flows(
+            flows,
+            steps=max(1, int(200 / rescale)),
             cellprob_threshold=float(self.engine["cellprob_threshold"]),
-            flow_threshold=flow_threshold or None,
-            max_size_fraction=1.0,  # a share of the patch is no property of a cell
-            device=self.device,
+            flow_threshold=float(self.engine["flow_threshold"]),
+            min_size_px=int(self.engine["min_size_px"]),
+            threads=self.facts["threads"],
         )
-        labels = np.asarray(labels).reshape(flows.shape[1:]).astype(np.int32)
-        sizes = np.bincount(labels.ravel())
-        keep = sizes >= int(self.engine["min_size_px"])
-        return np.where(keep[labels], labels, 0).astype(np.int32)
 
 
 def _device(torch: Any, gpu: bool) -> Any:

@@ -1,7 +1,7 @@
 """The two ends of segmentation: cutting a slide into bundles for a method, and segmenting a bundle."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from cellquilt.patches.grid import (
     Grid,
     Patch,
     check_overlap,
+    grid_of_windows,
     make_grid,
 )
 from cellquilt.patches.normalize import estimate_normalization
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from cellquilt.core.images import Image
     from cellquilt.segment.tissue import Tissue
 
+#: Tissue around a chosen window that is segmented with it, in expected diameters: cells on its border are whole.
+WINDOW_HALO_DIAMETERS = 1.5
+
 
 def make_image_patches(
     image: "Image",
@@ -36,6 +40,7 @@ def make_image_patches(
     settings: Mapping[str, Any] | None = None,
     sample: str = "sample",
     tissue: "Tissue | None" = None,
+    windows: Sequence[tuple[int, int, int, int]] | None = None,
 ) -> tuple[Grid, Plan, list[Path]]:
     """Cut a slide into patch bundles for a segmentation method.
 
@@ -53,6 +58,9 @@ def make_image_patches(
         The sample's name.
     tissue
         Its tissue; None takes the whole image.
+    windows
+        Segment only these (y0, y1, x0, x1), each as a patch with `WINDOW_HALO_DIAMETERS` around it, all in one bundle,
+        as the whole slide would be segmented there.
 
     Returns
     -------
@@ -71,19 +79,7 @@ def make_image_patches(
     settings = settings or {}
     regions = None if tissue is None else tissue.polygons
     plan = engines.plan(method, image, settings, regions)
-    width = length_px(settings, "patch_width", image.pixel_size_um, default=False)
-    overlap = length_px(settings, "patch_overlap", image.pixel_size_um, default=False)
-    if overlap is None:
-        overlap = DEFAULT_OVERLAP_DIAMETERS * plan.diameter_px
-    else:
-        check_overlap(overlap, plan.diameter_px, pixel_size_um=image.pixel_size_um)
-    grid = make_grid(
-        (int(image.shape[1]), int(image.shape[2])),
-        width_px=DEFAULT_WIDTH_PX if width is None else max(round(width), 1),
-        overlap_px=int(np.ceil(overlap)),
-        lattice=plan.lattice,
-        regions=regions,
-    )
+    grid = _grid(image, plan, settings, regions, windows)
     normalization = estimate_normalization(
         image,
         list(plan.channels),
@@ -103,9 +99,35 @@ def make_image_patches(
         normalization=normalization,
         engine={"method": plan.method, **plan.settings},
         lattice=plan.lattice,
-        patches_per_task=setting(settings, "patches_per_task"),
+        patches_per_task=setting(settings, "patches_per_task") if windows is None else max(len(windows), 1),
     )
     return grid, plan, bundles
+
+
+def _grid(
+    image: "Image",
+    plan: Plan,
+    settings: Mapping[str, Any],
+    regions: np.ndarray | None,
+    windows: Sequence[tuple[int, int, int, int]] | None,
+) -> Grid:
+    shape = (int(image.shape[1]), int(image.shape[2]))
+    if windows is not None:
+        halo = int(np.ceil(WINDOW_HALO_DIAMETERS * plan.diameter_px))
+        return grid_of_windows(shape, windows, halo_px=halo, lattice=plan.lattice)
+    width = length_px(settings, "patch_width", image.pixel_size_um, default=False)
+    overlap = length_px(settings, "patch_overlap", image.pixel_size_um, default=False)
+    if overlap is None:
+        overlap = DEFAULT_OVERLAP_DIAMETERS * plan.diameter_px
+    else:
+        check_overlap(overlap, plan.diameter_px, pixel_size_um=image.pixel_size_um)
+    return make_grid(
+        shape,
+        width_px=DEFAULT_WIDTH_PX if width is None else max(round(width), 1),
+        overlap_px=int(np.ceil(overlap)),
+        lattice=plan.lattice,
+        regions=regions,
+    )
 
 
 def segment_bundle(
