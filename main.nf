@@ -23,7 +23,7 @@ workflow {
         PREVIEW_SLIDES(slides_ch, slides)
     }
     else {
-        SLIDE_TO_CELLS(slides_ch, slides)
+        SLIDE_TO_CELLS(slides_ch, slides, params.qc_thresholds ? file(params.qc_thresholds, checkIfExists: true) : [])
         COHORT(SLIDE_TO_CELLS.out.reports, slides.keySet().toList())
     }
 

@@ -17,6 +17,7 @@ workflow SLIDE_TO_CELLS {
     take:
     slides_ch // [meta, machine's folder or image, transcript table or []]
     slides // id → [method: 'cellpose3', settings: stage → JSON of what the stage depends on, weights: file or [], …]
+    thresholds // file with the limits of the QC verdict, or []
 
     main:
     raw_ch = CONVERT(slides_ch.map { meta, slide, transcripts -> [meta, slides[meta.id].settings.convert, slide, transcripts] }).store // [meta, liver_1.raw.zarr]
@@ -76,7 +77,7 @@ workflow SLIDE_TO_CELLS {
         .map { parts -> [parts[0], parts.drop(1)] }
         .join(cells_ch)
         .join(table_ch)
-        .map { meta, parts, cells, table -> [meta, slides[meta.id].settings.report, parts + [cells, table]] }
+        .map { meta, parts, cells, table -> [meta, slides[meta.id].settings.report, parts + [cells, table], thresholds] }
     ASSEMBLE(parts_ch)
 
     reports = REPORT(ASSEMBLE.out.store.map { meta, store, qc -> [meta, slides[meta.id].settings.report, store, qc, slides[meta.id].truth] }).report // [meta, qc.json, report.html]

@@ -5,14 +5,15 @@ process ASSEMBLE {
     publishDir path: { "${params.outdir}/${meta.id}" }, mode: params.publish_dir_mode
 
     input:
-    tuple val(meta), val(settings), path(parts)
+    tuple val(meta), val(settings), path(parts), path(thresholds, stageAs: 'thresholds/*')
 
     output:
     tuple val(meta), path("${meta.id}.zarr", type: 'dir', arity: '1'), path('qc.json', arity: '1'), emit: store
 
     script:
+    def limits = thresholds ? "--qc-thresholds ${thresholds}" : ''
     """
-    assemble.py ${parts} --output ${meta.id}.zarr --qc qc.json --settings '${settings}'
+    assemble.py ${parts} --output ${meta.id}.zarr --qc qc.json ${limits} --settings '${settings}'
     """
 
     stub:

@@ -470,6 +470,17 @@ def test_report_from_a_store_alone(outdir, tmp_path):
     assert caught.value.code == "output-exists"
 
 
+def test_a_qc_file_of_another_version_will_do(outdir, tmp_path):
+    short = tmp_path / "qc.json"
+    short.write_text(json.dumps({"sample": "s1", "verdict": "PASS", "n_cells": 105, "patches": {"n": 2}}))
+    text = Page(report_slide(outdir / "s1" / "s1.zarr", tmp_path / "r.html", qc=short, settings=Settings()).read_text())
+    assert "PASS All checks passed." in text.text
+    short.write_text(json.dumps({"sample": "s1", "verdict": "GOOD"}))
+    with pytest.raises(CellquiltError) as caught:
+        report_slide(outdir / "s1" / "s1.zarr", tmp_path / "r.html", qc=short, settings=Settings(), overwrite=True)
+    assert caught.value.code == "qc-unreadable"
+
+
 def test_summary(outdir):
     lines = summary_table(outdir).splitlines()
     assert lines[0].split() == "sample cells transcripts in cells verdict time F1 nuclei F1 cells".split()  # noqa: SIM905

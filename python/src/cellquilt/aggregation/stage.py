@@ -13,7 +13,7 @@ from cellquilt.core import zarr_json
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.images import Image, open_image
 from cellquilt.core.log import LOG, progress
-from cellquilt.core.points import PointsWriter, count_points, iter_points, points_transforms
+from cellquilt.core.points import PointsWriter, count_points, iter_points, points_columns, points_transforms
 from cellquilt.core.record import Record
 from cellquilt.core.settings import Settings
 from cellquilt.core.shapes import ShapesTable, read_shapes, write_shapes
@@ -98,9 +98,11 @@ def aggregate_slide(
             drop_failed=settings["drop_failed"],
         )
 
-    with result_of(slide, output, overwrite=overwrite) as delta:
+    has_points = slide.has("points", POINTS)
+    fresh = has_points and "cell_id" not in points_columns(slide.element("points", POINTS))
+    extends = [("points", POINTS)] if fresh else []
+    with result_of(slide, output, overwrite=overwrite, extends=extends) as delta:
         counts = None
-        has_points = slide.has("points", POINTS)
         if settings["drop_failed"]:
             # Which cells fail is known after counting; what is published is counted again for the cells that are left.
             if has_points:

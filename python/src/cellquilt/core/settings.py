@@ -384,6 +384,14 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     # --- report
     Setting(
+        "qc_thresholds",
+        "report",
+        "str",
+        None,
+        "File with the limits of the QC verdict (YAML); default: assets/qc_thresholds.yml.",
+        per_sample=False,
+    ),
+    Setting(
         "report_truth",
         "report",
         "bool",

@@ -14,6 +14,7 @@ from typing import Any
 from cellquilt.core import zarr_json
 from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError, did_you_mean
+from cellquilt.core.privacy import scrub
 
 KINDS = ("images", "labels", "points", "shapes", "tables")
 #: Folder inside a store where `cellquilt segment STORE` leaves the patches' results for `cellquilt resolve STORE`.
@@ -126,7 +127,9 @@ def new_store(path: Path | str, *, sample: str, overwrite: bool = False) -> Iter
 
 
 @contextmanager
-def result_of(store: Store, output: Path | None, *, overwrite: bool = False) -> Iterator[Store]:
+def result_of(
+    store: Store, output: Path | None, *, overwrite: bool = False, extends: Sequence[tuple[str, str]] = ()
+) -> Iterator[Store]:
     """Where a step writes what it adds to a store.
 
     Parameters
@@ -138,6 +141,8 @@ def result_of(store: Store, output: Path | None, *, overwrite: bool = False) -> 
         there is, and only for a store that the user named.
     overwrite
         Replace the output, or elements of these names. Without it that is an error.
+    extends
+        (kind, name) of elements that the step takes over whole and adds columns to: these it may always replace.
 
     Yields
     ------
@@ -152,12 +157,12 @@ def result_of(store: Store, output: Path | None, *, overwrite: bool = False) -> 
     try:
         with new_store(scratch, sample=store.name, overwrite=True) as delta:
             yield delta
-        add_delta(store.path, scratch, overwrite=overwrite)
+        add_delta(store.path, scratch, overwrite=overwrite, extends=extends)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def add_delta(store: Path, delta: Path, *, overwrite: bool = False) -> None:
+def add_delta(store: Path, delta: Path, *, overwrite: bool = False, extends: Sequence[tuple[str, str]] = ()) -> None:
     """Add the elements of a delta store to a whole store, one after the other, each atomically.
 
     Raises
@@ -169,14 +174,14 @@ def add_delta(store: Path, delta: Path, *, overwrite: bool = False) -> None:
     parent, added = Store(store), Store(delta)
     elements = [(kind, name) for kind in KINDS for name in added.names(kind)]
     for kind, name in elements:
-        if parent.has(kind, name) and not overwrite:
+        if parent.has(kind, name) and not overwrite and (kind, name) not in extends:
             raise CellquiltError(
                 "output-exists", f"{store} has {kind} {name!r} already", "add --overwrite to replace it"
             )
     for kind, name in elements:
         if not (parent.path / kind).is_dir():
             zarr_json.write_group(parent.path / kind)
-        with atomic_path(parent.path / kind / name, overwrite=overwrite) as aside:
+        with atomic_path(parent.path / kind / name, overwrite=True) as aside:
             shutil.copytree(added.element(kind, name), aside, copy_function=_link)
     for record in added.records:
         parent.add_record(record)
@@ -214,7 +219,7 @@ def assemble(parts: Sequence[Path], output: Path, *, sample: str, attributes: Ma
     sample
         The sample's name.
     attributes
-        What goes into the root attribute ``cellquilt`` beside the parts' records.
+        What goes into the root attribute ``cellquilt`` beside the parts' records, which lose all absolute paths.
 
     Raises
     ------
@@ -232,7 +237,7 @@ def assemble(parts: Sequence[Path], output: Path, *, sample: str, attributes: Ma
     with new_store(output, sample=sample) as assembled:
         for (kind, name), source in sorted(chosen.items()):
             shutil.copytree(os.path.realpath(source), assembled.new_element(kind, name), copy_function=_link)
-        assembled.annotate(**attributes, records=records)
+        assembled.annotate(**attributes, records=scrub(records))
         consolidate(assembled.path)
         _check(assembled)
 

@@ -471,7 +471,8 @@ def _engine(view: View) -> list[tuple[str, str]]:
     for task in tasks:
         found |= {**(task.get("parameters") or {}), **(task.get("facts") or {})}
     found |= {name: value for name, value in view.facts("patchify").items() if not isinstance(value, dict)}
-    plain = {name: value for name, value in found.items() if not isinstance(value, dict)}
+    # Numbers of objects are each task's own and stand elsewhere.
+    plain = {name: value for name, value in found.items() if not isinstance(value, dict) and not name.startswith("n_")}
     return [(name.replace("_", " "), _shown(scrub(value))) for name, value in sorted(plain.items())]
 
 

@@ -21,6 +21,23 @@ THRESHOLDS = Path(__file__).with_name("qc_thresholds.yml")
 LEVELS = ("PASS", "WARN", "FAIL")
 _LIMITS = ("warn_below", "warn_above", "fail_below", "fail_above")
 _CHECK_KEYS = {"check", "metric", "only_if", "text", "advice", *_LIMITS}
+_NUMBERS = """
+method n_cells_pass share_cells_pass median_area_um2 median_transcripts_per_cell median_genes_per_cell n_genes
+tissue_area_um2 n_transcripts n_inside_image n_assigned n_in_nucleus n_counted n_countable_inside_image n_control
+share_inside_image share_assigned transcripts_per_100um2 control_rate_in_cells control_rate_outside
+share_assigned_by_z transcripts_by_z z_unit n_counts_differing border_cell_density_ratio border_cell_density_interval
+n_border_cells border_area_um2 n_interior_cells interior_area_um2 border_profile conflict_rate n_conflicts n_cut
+n_merged share_cut n_overlapping_pairs overlap_ratio_histogram share_patches_failed
+"""
+_EMPTY: dict[str, Any] = {
+    "n_cells": 0,
+    "cells_by_qc_reason": {},
+    "cells_dropped_by_reason": {},
+    "patches": {"n": 0, "n_failed": 0, "n_missing": 0, "failed": []},
+    "seconds": {"total": None},
+    "peak_rss_mb": {"max": None},
+    "reasons": [],
+}
 _BATCH_ROWS = 1_000_000
 _MANY_PLANES = 40  # more different z than any machine has planes: z is continuous
 
@@ -469,6 +486,11 @@ def qc_json(qc: Mapping[str, Any]) -> str:
 def read_qc(path: Path) -> dict[str, Any]:
     """Read a qc.json.
 
+    Returns
+    -------
+    dict
+        All keys: those that another version did not write yet are None, or empty.
+
     Raises
     ------
     CellquiltError
@@ -478,8 +500,11 @@ def read_qc(path: Path) -> dict[str, Any]:
         qc = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(qc["sample"], str):
             raise KeyError("sample")
+        if qc["verdict"] not in LEVELS:
+            raise ValueError(f"its verdict is {qc['verdict']!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CellquiltError(
             "qc-unreadable", f"{path} is not a sample's qc.json: {error}", "make one with `cellquilt assemble --qc`"
         ) from None
-    return qc
+    known = {**dict.fromkeys(_NUMBERS.split()), **_EMPTY, **qc}
+    return {**known, "patches": {**_EMPTY["patches"], **known["patches"]}}

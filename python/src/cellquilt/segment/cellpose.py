@@ -348,7 +348,7 @@ class CellposeSegmenter:
         which tiles happen to be in its batch.
         """
         torch = self._torch
-        outputs = {}
+        outputs: dict[tuple[int, int], np.ndarray] = {}
         keys = list(inputs)
         size = 1 if self.device.type == "cpu" else max(1, int(self.engine["batch_size"]))
         with torch.inference_mode():
