@@ -21,12 +21,12 @@ def fluorescence(side, box, *, light=None, signal=800.0, seed=0, background=100)
     return ArrayImage(empty[None], ["DAPI"], PIXEL)
 
 
-def covers(tissue, box, slack_um=25.0):
+def covers(tissue, box, slack_um=40.0):
     """The box is in the tissue, and nothing further than `slack_um` from it is."""
     y0, y1, x0, x1 = box
     truth = shapely.box(x0, y0, x1, y1)
     found = shapely.union_all(tissue.polygons)
-    return found.covers(truth.buffer(-2)) and truth.buffer(slack_um / PIXEL * 1.5).covers(found)
+    return found.covers(truth.buffer(-2)) and truth.buffer(slack_um / PIXEL, join_style="mitre").covers(found)
 
 
 @pytest.mark.parametrize(

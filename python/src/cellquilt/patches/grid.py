@@ -374,9 +374,9 @@ def _tile_spans(length: int, width: int, overlap: int, lattice: Lattice) -> list
     wanted = overlap / axis.step + 2 * _GUARD_PX
     shared = 1 + max(0, math.ceil((wanted - single) / stride))
     per_patch = max(1, round(width / axis.step / stride))
-    count = max(1, round((n - shared) / per_patch)) if n > shared else 1
-    # Runs of tiles: evenly spaced first tiles, each run ending `shared` tiles into the next.
-    firsts = [round(k * (n - shared) / count) for k in range(count)] + [n - shared]
+    firsts = _firsts(n - shared, per_patch) if n > shared else [0, 0]
+    count = len(firsts) - 1
+    # A run ends `shared` tiles into the next.
     runs = [(firsts[k], min(firsts[k + 1] + shared - 1, n - 1)) for k in range(count)]
     runs[-1] = (runs[-1][0], n - 1)
     windows = []
@@ -391,6 +391,20 @@ def _tile_spans(length: int, width: int, overlap: int, lattice: Lattice) -> list
         windows.append((max(start, 0), min(stop, length), *context))
     edges = [0] + [(a[1] + b[0]) // 2 for a, b in itertools.pairwise(windows)] + [length]
     return [Span(edges[k], edges[k + 1], *window) for k, window in enumerate(windows)]
+
+
+def _firsts(n: int, per_patch: int) -> list[int]:
+    """First tiles of runs of about `per_patch` steps over `n` steps, evenly spaced, and `n` itself."""
+
+    def spaced(count: int) -> list[int]:
+        return [(2 * k * n + count) // (2 * count) for k in range(count + 1)]
+
+    def likeness(count: int) -> float:
+        steps = [b - a for a, b in itertools.pairwise(spaced(count))]
+        return min(min(steps) / per_patch, per_patch / max(steps))
+
+    fewer = max(1, n // per_patch)
+    return spaced(fewer if likeness(fewer) >= likeness(min(fewer + 1, n)) else min(fewer + 1, n))
 
 
 def _occupied(patches: list[Patch], regions: np.ndarray, margin_px: float) -> list[Patch]:

@@ -35,8 +35,9 @@ _WINDOWS_PER_NODE = 8
 _SAMPLES_PER_WINDOW = 4096
 _NOISE_FACTOR = 4.0  # pure noise has a block contrast of about 2 sigma
 _LEAST_PART = 0.1  # of the slide's contrast
-_SHRINK = 0.03  # of a kernel's variance, against wild slopes
-_FEW_BLOCKS = 3.0
+_SHRINK = 0.02  # of a kernel's variance, against wild slopes
+_FEW_BLOCKS = 0.3
+_KERNEL = 0.35  # sigma of the regression's kernel in grid spacings
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,9 @@ def estimate_normalization(
     parts = max(1, round(height / step)), max(1, round(width / step))
     spacing = (height / parts[0], width / parts[1])
     blocks = _sample(image, channels, regions, parts, spacing, pixel, seed)
-    fields = [_field(blocks, channel, mode, parts, spacing, step / 2, (low, high)) for channel in range(n_channels)]
+    fields = [
+        _field(blocks, channel, mode, parts, spacing, _KERNEL * step, (low, high)) for channel in range(n_channels)
+    ]
     return Normalization(
         mode, np.stack([field[0] for field in fields]), np.stack([field[1] for field in fields]), spacing, (low, high)
     )
@@ -385,6 +388,6 @@ def _local_linear(
     vy, vx = products[1, 0] / weight - mean * y, products[0, 1] / weight - mean * x
     determinant = np.maximum(yy * xx - yx * yx, 1e-300)
     slope_y, slope_x = (vy * xx - vx * yx) / determinant, (vx * yy - vy * yx) / determinant
-    # From the centre of mass to the grid point, but never further than a kernel reaches.
-    reach = np.minimum(1.0, sigma_px / np.maximum(np.hypot(y, x), 1e-9))
+    # From the centre of mass to the grid point, but not far beyond what a kernel reaches.
+    reach = np.minimum(1.0, 1.5 * sigma_px / np.maximum(np.hypot(y, x), 1e-9))
     return mean - (slope_y * y + slope_x * x) * reach
