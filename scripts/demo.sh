@@ -10,5 +10,6 @@ cd "$root/demo-results" # Nextflow keeps the history that -resume needs where it
 start=$SECONDS
 "$root/scripts/nextflow" run "$root/main.nf" --input input/sheet.csv --outdir results -resume "$@"
 seconds=$((SECONDS - start))
-"$cellquilt" demo show results
+cd "$root"
+"$cellquilt" demo show demo-results/results
 echo "The pipeline took $seconds s."

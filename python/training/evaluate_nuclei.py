@@ -160,8 +160,7 @@ def main() -> None:
         scored = [
             m[i] for m in members.values() for i in np.unique(np.linspace(0, len(m) - 1, args.per_group).astype(int))
         ]
-    baseline, baseline_score = nd.tune_watershed(train, known_diameter=False)
-    baseline_known, baseline_known_score = nd.tune_watershed(train, known_diameter=True)
+    baseline, baseline_score = nd.tune_watershed(train)
     print(f"watershed tuned on training images: {baseline}", flush=True)
     segment = make_segmenter(args.weights, args.threads, narrow=args.narrow)
     estimate = _load_cpnet().estimate_diameter_px
@@ -176,7 +175,7 @@ def main() -> None:
 
     methods: dict[str, Callable[[nd.Sample], np.ndarray]] = {
         "watershed": lambda s: baseline(s.image),
-        "watershed, known d": lambda s: baseline_known(s.image, s.diameter_px),
+        "watershed, known d": lambda s: baseline(s.image, s.diameter_px),
         "model": with_estimate,
         "model, known d": lambda s: segment(s.image, s.diameter_px),
     }
@@ -206,9 +205,6 @@ def main() -> None:
             "held_out": list(nd.HELD_OUT),
             "training_groups": {g: sum(s.group == g for s in train) for g in sorted({s.group for s in train})},
             "watershed": {"parameters": asdict(baseline), "training_score": round(baseline_score, 4)},
-            "watershed_known_diameter": {
-                "parameters": asdict(baseline_known), "training_score": round(baseline_known_score, 4)
-            },
             "images": {
                 s.name: {
                     "group": s.group,

@@ -306,15 +306,13 @@ class Watershed:
         return np.where(keep[parts], parts, 0)
 
 
-def tune_watershed(samples: Sequence[Sample], *, known_diameter: bool, per_group: int = 10) -> tuple[Watershed, float]:
+def tune_watershed(samples: Sequence[Sample], *, per_group: int = 10) -> tuple[Watershed, float]:
     """Choose the watershed's parameters on training images.
 
     Parameters
     ----------
     samples : sequence of Sample
         Training images.
-    known_diameter : bool
-        Give the watershed the annotated diameter.
     per_group : int
         At most so many images of each experiment, evenly spaced over its list.
 
@@ -336,9 +334,7 @@ def tune_watershed(samples: Sequence[Sample], *, known_diameter: bool, per_group
     def score(watershed: Watershed) -> float:
         means = []
         for members in chosen.values():
-            counts = [
-                match_counts(s.labels, watershed(s.image, s.diameter_px if known_diameter else None)) for s in members
-            ]
+            counts = [match_counts(s.labels, watershed(s.image)) for s in members]
             means.append(average_precision_of(np.stack(counts))[:, 0].mean())
         return float(np.mean(means))
 

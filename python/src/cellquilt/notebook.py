@@ -43,7 +43,10 @@ def add_delta(sdata: "SpatialData", delta: Path) -> None:
     fresh = spatialdata.read_zarr(store)
     for kind in KINDS:
         for name in added.names(kind):
-            getattr(sdata, kind)[name] = getattr(fresh, kind)[name]
+            if name in getattr(fresh, kind):
+                getattr(sdata, kind)[name] = getattr(fresh, kind)[name]
+            else:  # of no rows: spatialdata knows no such shapes
+                getattr(sdata, kind).pop(name, None)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from cellquilt.core.errors import CellquiltError
 from cellquilt.core.shapes import ShapesTable
 from cellquilt.core.transforms import MICRONS, apply
 from cellquilt.geometry.polygons import Rings
+from cellquilt.readers.tiff import unique_names
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -220,7 +221,7 @@ def _anndata(
         index=index,
     )
     for name, value in metadata.items():
-        column = f"sheet_{name}" if name in _OWN_COLUMNS else str(name)
+        column = _key(f"sheet_{name}" if name in _OWN_COLUMNS else str(name))
         obs[column] = same(value) if isinstance(value, str) else value
     genes = [] if counts is None else counts.genes
     # spatialdata wants the region's name in at least one row: a table without rows cannot annotate.
@@ -233,7 +234,14 @@ def _anndata(
     )
     adata.obsm["spatial"] = centroids
     if channels is not None:
+        columns = unique_names([_key(name) for name in channels.channels])
         for statistic in statistics:
             key = "intensities" if statistic == "mean" else f"intensities_{statistic}"
-            adata.obsm[key] = pd.DataFrame(getattr(channels, statistic), index=index, columns=list(channels.channels))
+            adata.obsm[key] = pd.DataFrame(getattr(channels, statistic), index=index, columns=columns)
     return adata
+
+
+def _key(name: str) -> str:
+    """A name as a column's key in a store: a slash would make a folder, and ``_index`` is anndata's own."""
+    key = name.replace("/", "_")
+    return "index" if key == "_index" else key

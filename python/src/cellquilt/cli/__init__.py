@@ -5,6 +5,7 @@ Nothing heavy is imported here, and a verb's module only when the verb is used: 
 
 import importlib
 import json
+import logging
 import os
 import sys
 from typing import NoReturn
@@ -92,6 +93,13 @@ def main(args: list[str] | None = None) -> NoReturn:
         _fail(
             CellquiltError("out-of-memory", f"out of memory {error}", "lower --memory-mb, or give more"), _OUT_OF_MEMORY
         )
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        _fail(CellquiltError("file-system", f"{error.strerror or error}{where}", "check the disk, then run again"), 1)
+    except Exception as error:  # a mistake of ours: the message is for its user, where it is from for who mends it
+        logging.getLogger("cellquilt").debug("", exc_info=True)
+        hint = "this should not happen: please report it with the output of `cellquilt --verbose ...`"
+        _fail(CellquiltError("unexpected", f"{type(error).__name__}: {error}", hint), 1)
     sys.exit(0)
 
 

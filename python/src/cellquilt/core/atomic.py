@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cellquilt.core.errors import CellquiltError
@@ -19,10 +19,12 @@ def _refuse_existing(target: Path, overwrite: bool) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    """Remove a file or folder if it is there; never fails, for it also runs while an error is on its way."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -39,14 +41,14 @@ def atomic_path(target: Path | str, *, overwrite: bool = False) -> Iterator[Path
     Raises
     ------
     CellquiltError
-        ``output-exists`` if the target exists and `overwrite` is not set; ``disk-full`` and ``output-not-writable``
-        when the file system refuses.
+        ``output-exists`` if the target exists and `overwrite` is not set; ``disk-full``, ``output-not-writable`` and
+        ``input-not-readable`` when the file system refuses.
     """
     target = Path(target)
     _refuse_existing(target, overwrite)
     aside = _aside(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target)
         _remove(aside)
         yield aside
         if target.exists():
@@ -62,16 +64,42 @@ def atomic_path(target: Path | str, *, overwrite: bool = False) -> Iterator[Path
         _remove(aside)
 
 
+def _make_folder(target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.exists()  # refuses names that are too long
+    except (FileExistsError, NotADirectoryError) as error:
+        raise CellquiltError(
+            "output-not-writable", f"cannot write {target}: {error.filename} is no folder", "choose another --output"
+        ) from error
+
+
 def as_user_error(error: OSError, target: Path) -> OSError | CellquiltError:
     """Turn the operating system's refusals that a user can mend into errors that say how."""
     import errno
 
+    if error.errno == errno.ENAMETOOLONG:
+        return CellquiltError(
+            "output-not-writable", f"cannot write {target}: {error.strerror}", "choose a shorter name"
+        )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CellquiltError(
             "disk-full", f"no space left while writing {target}", "free some space or point the output elsewhere"
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    if refused and isinstance(error.filename, str | os.PathLike) and not _is_beside(Path(error.filename), target):
+        return CellquiltError(
+            "input-not-readable", f"cannot read {error.filename}: {error.strerror}", "check the file's permissions"
+        )
+    if refused:
         return CellquiltError(
             "output-not-writable", f"cannot write {target}: {error.strerror}", "check the folder's permissions"
         )
     return error
+
+
+def _is_beside(path: Path, target: Path) -> bool:
+    """Whether a path is the target's, what is written aside for it, or a folder above."""
+    path, target = path.absolute(), target.absolute()
+    aside = _aside(target)
+    return path in (target, aside) or aside in path.parents or path in target.parents

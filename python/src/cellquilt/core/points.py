@@ -1,6 +1,7 @@
 """Points: SpatialData points elements, written in parts and read in batches, never whole."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -9,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cellquilt.core import zarr_json
-from cellquilt.core.transforms import Affine, from_ngff, to_ngff
+from cellquilt.core.errors import CellquiltError
+from cellquilt.core.transforms import Affine, element_transforms, to_ngff
 
 _FOLDER = "points.parquet"
 ROWS_PER_PART = 4_000_000
@@ -100,7 +102,21 @@ def _parts(element: Path) -> list[Path]:
     folder = element / _FOLDER
     if folder.is_file():
         return [folder]
-    return sorted(folder.glob("*.parquet"), key=lambda path: (len(path.name), path.name))
+    parts = sorted(folder.glob("*.parquet"), key=lambda path: (len(path.name), path.name))
+    if not parts:
+        raise CellquiltError("points-unreadable", f"{element} has no points.parquet", "make the store anew")
+    return parts
+
+
+@contextmanager
+def _readable(element: Path) -> Iterator[None]:
+    """Damaged Parquet is an error of ours."""
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CellquiltError(
+            "points-unreadable", f"{element / _FOLDER} cannot be read: {error}", "make the store anew"
+        ) from error
 
 
 def iter_points(element: Path, columns: Sequence[str] | None = None, batch_rows: int = 1_000_000) -> Iterator[pa.Table]:
@@ -114,16 +130,28 @@ def iter_points(element: Path, columns: Sequence[str] | None = None, batch_rows:
         Which columns; all by default.
     batch_rows
         At most so many rows at a time: the bound of the memory it takes.
+
+    Raises
+    ------
+    CellquiltError
+        ``points-unreadable`` if parts are missing or damaged.
     """
-    empty = True
-    for part in _parts(element):
-        with pq.ParquetFile(part, read_dictionary=_string_columns(part)) as file:
-            for batch in file.iter_batches(batch_size=batch_rows, columns=list(columns) if columns else None):
+    parts, wanted, empty = _parts(element), list(columns) if columns else None, True
+    for part in parts:
+        with _readable(element):
+            file = pq.ParquetFile(part, read_dictionary=_string_columns(part))
+        with file:
+            batches = file.iter_batches(batch_size=batch_rows, columns=wanted)
+            while True:
+                with _readable(element):  # not around `yield`: the caller's own errors are no damage here
+                    batch = next(batches, None)
+                if batch is None:
+                    break
                 empty = False
                 yield pa.Table.from_batches([batch])
     if empty:
         # One batch without rows, so that whoever passes batches on passes the columns on.
-        yield pq.read_table(part, columns=list(columns) if columns else None, read_dictionary=_string_columns(part))
+        yield pq.read_table(parts[-1], columns=wanted, read_dictionary=_string_columns(parts[-1]))
 
 
 def _string_columns(part: Path) -> list[str]:
@@ -137,17 +165,21 @@ def _string_columns(part: Path) -> list[str]:
 
 def points_columns(element: Path) -> list[str]:
     """Names of the columns."""
-    return [name for name in pq.read_schema(_parts(element)[0]).names if not name.startswith("__")]
+    parts = _parts(element)
+    with _readable(element):
+        return [name for name in pq.read_schema(parts[0]).names if not name.startswith("__")]
 
 
 def count_points(element: Path) -> int:
     """Number of rows, from the files' footers."""
-    return sum(pq.read_metadata(part).num_rows for part in _parts(element))
+    parts = _parts(element)
+    with _readable(element):
+        return sum(pq.read_metadata(part).num_rows for part in parts)
 
 
 def points_transforms(element: Path) -> dict[str, Affine]:
     """The maps from the points' own coordinates."""
-    return from_ngff(zarr_json.read_attributes(element)["coordinateTransformations"])
+    return element_transforms(element)
 
 
 def xy(table: pa.Table) -> np.ndarray:

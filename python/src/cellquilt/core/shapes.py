@@ -16,7 +16,7 @@ import shapely
 
 from cellquilt.core import zarr_json
 from cellquilt.core.errors import CellquiltError
-from cellquilt.core.transforms import Affine, from_ngff, to_ngff
+from cellquilt.core.transforms import Affine, element_transforms, to_ngff
 
 METADATA_KEY = b"cellquilt"
 _FILE = "shapes.parquet"
@@ -147,7 +147,12 @@ def read_geoparquet(path: Path) -> tuple[np.ndarray, pa.Table, dict[str, Any]]:
             f"{path} has no geometry column {name!r}; columns: {', '.join(table.schema.names)}",
             "write it with geopandas' to_parquet, or as GeoJSON",
         )
-    geometry = np.asarray(shapely.from_wkb(table.column(name).to_numpy(zero_copy_only=False)), dtype=object)
+    try:
+        geometry = np.asarray(shapely.from_wkb(table.column(name).to_numpy(zero_copy_only=False)), dtype=object)
+    except (shapely.errors.ShapelyError, TypeError) as error:
+        raise CellquiltError(
+            "geoparquet-unreadable", f"{path}: column {name!r} holds no outlines (WKB): {error}"
+        ) from error
     metadata = json.loads(file_metadata.get(METADATA_KEY, b"{}"))
     return geometry, table.drop_columns([name]), metadata
 
@@ -187,8 +192,18 @@ def read_shapes(element: Path) -> ShapesTable:
     columns = {
         name: table.column(name).to_numpy(zero_copy_only=False) for name in table.schema.names if name != index_name
     }
-    transforms = from_ngff(zarr_json.read_attributes(element)["coordinateTransformations"])
+    transforms = element_transforms(element)
     return ShapesTable(ids, geometry, columns, transforms, metadata)
+
+
+def count_shapes(element: Path) -> int:
+    """Number of rows of a shapes element, from the file's footer."""
+    try:
+        return int(pq.read_metadata(element / _FILE).num_rows)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CellquiltError(
+            "geoparquet-unreadable", f"{element / _FILE} cannot be read as GeoParquet: {error}"
+        ) from error
 
 
 def _index_column(table: pa.Table) -> str | None:

@@ -19,6 +19,8 @@ from cellquilt.core.privacy import scrub
 KINDS = ("images", "labels", "points", "shapes", "tables")
 #: Folder inside a store where `cellquilt segment STORE` leaves the patches' results for `cellquilt resolve STORE`.
 PATCH_RESULTS = ".cellquilt"
+#: Folder inside a store for shapes of no rows, by kind and name: spatialdata reads no store that shows one.
+_WITHOUT_ROWS = f"{PATCH_RESULTS}/without_rows"
 _SPATIALDATA_ATTRS = {"version": "0.2"}
 
 
@@ -74,15 +76,16 @@ class Store:
         self.annotate(records=[*self.records, dict(record)])
 
     def names(self, kind: str) -> list[str]:
-        """Names of the elements of one kind, sorted."""
-        folder = self.path / kind
-        if not folder.is_dir():
-            return []
-        return sorted(entry.name for entry in folder.iterdir() if (entry / "zarr.json").is_file())
+        """Names of the elements of one kind, sorted; those of no rows too, which spatialdata does not see."""
+        return sorted({*_members(self.path / kind), *_members(self.path / _WITHOUT_ROWS / kind)})
 
     def has(self, kind: str, name: str) -> bool:
         """Whether there is such an element."""
-        return (self.path / kind / name / "zarr.json").is_file()
+        return (self._place(kind, name) / "zarr.json").is_file()
+
+    def _place(self, kind: str, name: str) -> Path:
+        hidden = self.path / _WITHOUT_ROWS / kind / name
+        return hidden if hidden.is_dir() else self.path / kind / name
 
     def element(self, kind: str, name: str) -> Path:
         """The folder of an element that is there.
@@ -98,11 +101,27 @@ class Store:
                 f"{self.path} has no {kind} element {name!r}",
                 did_you_mean(name, self.names(kind)) if self.names(kind) else f"it has no {kind} at all",
             )
-        return self.path / kind / name
+        return self._place(kind, name)
 
     def new_element(self, kind: str, name: str) -> Path:
         """The folder of an element to write; only on a store that is being made."""
         return self.path / kind / name
+
+
+def _members(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir() if (entry / "zarr.json").is_file()] if folder.is_dir() else []
+
+
+def _hide_empty_shapes(store: Store) -> None:
+    """Put shapes of no rows where our own steps find them and spatialdata does not; only on one that is being made."""
+    from cellquilt.core.shapes import count_shapes
+
+    for name in _members(store.path / "shapes"):
+        element = store.path / "shapes" / name
+        if count_shapes(element) == 0:
+            hidden = store.path / _WITHOUT_ROWS / "shapes" / name
+            hidden.parent.mkdir(parents=True, exist_ok=True)
+            element.rename(hidden)
 
 
 @contextmanager
@@ -124,6 +143,7 @@ def new_store(path: Path | str, *, sample: str, overwrite: bool = False) -> Iter
         for kind in KINDS:
             zarr_json.write_group(aside / kind)
         yield Store(aside)
+        _hide_empty_shapes(Store(aside))
 
 
 @contextmanager
@@ -181,8 +201,13 @@ def add_delta(store: Path, delta: Path, *, overwrite: bool = False, extends: Seq
     for kind, name in elements:
         if not (parent.path / kind).is_dir():
             zarr_json.write_group(parent.path / kind)
-        with atomic_path(parent.path / kind / name, overwrite=True) as aside:
-            shutil.copytree(added.element(kind, name), aside, copy_function=_link)
+        source = added.element(kind, name)
+        target = parent.path / source.relative_to(added.path)
+        with atomic_path(target, overwrite=True) as aside:
+            shutil.copytree(source, aside, copy_function=_link)
+        for other in (parent.path / kind / name, parent.path / _WITHOUT_ROWS / kind / name):
+            if other != target:
+                shutil.rmtree(other, ignore_errors=True)
     for record in added.records:
         parent.add_record(record)
     consolidate(parent.path)
@@ -237,6 +262,7 @@ def assemble(parts: Sequence[Path], output: Path, *, sample: str, attributes: Ma
     with new_store(output, sample=sample) as assembled:
         for (kind, name), source in sorted(chosen.items()):
             shutil.copytree(os.path.realpath(source), assembled.new_element(kind, name), copy_function=_link)
+        _hide_empty_shapes(assembled)
         assembled.annotate(**attributes, records=scrub(records))
         consolidate(assembled.path)
         _check(assembled)
@@ -252,9 +278,9 @@ def _check(store: Store) -> None:
     except Exception as error:  # whatever spatialdata raises, the store is not one
         raise CellquiltError("assembly-invalid", f"spatialdata cannot read the store: {error}") from error
     for kind in KINDS:
-        there = sorted(getattr(sdata, kind))
-        if there != store.names(kind):
-            raise CellquiltError("assembly-invalid", f"spatialdata reads {kind} {there}, written {store.names(kind)}")
+        there, written = sorted(getattr(sdata, kind)), sorted(_members(store.path / kind))
+        if there != written:
+            raise CellquiltError("assembly-invalid", f"spatialdata reads {kind} {there}, written {written}")
     for name, table in sdata.tables.items():
         annotation = table.uns.get("spatialdata_attrs")
         if not annotation:

@@ -4,9 +4,13 @@ Every map is a 3 × 3 float64 matrix acting on column vectors (x, y, 1). Pixel (
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from cellquilt.core import zarr_json
+from cellquilt.core.errors import CellquiltError
 
 Affine = np.ndarray  # shape (3, 3), float64
 
@@ -116,3 +120,19 @@ def _matrix(entry: Mapping[str, Any]) -> Affine:
         case unknown:
             raise ValueError(f"transformation of type {unknown!r} is not supported")
     return matrix
+
+
+def element_transforms(element: Path) -> dict[str, Affine]:
+    """The maps of a shapes or points element on disk.
+
+    Raises
+    ------
+    CellquiltError
+        ``element-unreadable`` if its metadata is damaged.
+    """
+    try:
+        return from_ngff(zarr_json.read_attributes(element)["coordinateTransformations"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CellquiltError(
+            "element-unreadable", f"{element} has no readable zarr.json: {error!r}", "make the store anew"
+        ) from error

@@ -394,17 +394,17 @@ def _tile_spans(length: int, width: int, overlap: int, lattice: Lattice) -> list
 
 
 def _firsts(n: int, per_patch: int) -> list[int]:
-    """First tiles of runs of about `per_patch` steps over `n` steps, evenly spaced, and `n` itself."""
+    """First tiles of runs of about `per_patch` steps over `n` steps, evenly spaced, and `n` itself.
 
-    def spaced(count: int) -> list[int]:
-        return [(2 * k * n + count) // (2 * count) for k in range(count + 1)]
-
-    def likeness(count: int) -> float:
-        steps = [b - a for a, b in itertools.pairwise(spaced(count))]
-        return min(min(steps) / per_patch, per_patch / max(steps))
-
-    fewer = max(1, n // per_patch)
-    return spaced(fewer if likeness(fewer) >= likeness(min(fewer + 1, n)) else min(fewer + 1, n))
+    Runs of a few steps cannot all be the same: better one of three among twos than one of one.
+    """
+    most = max(1.25 * per_patch, per_patch + 1) if per_patch > 1 else 1
+    count = max(1, round(n / per_patch))
+    if -(-n // count) > most:
+        count += 1
+    elif count > 1 and n // count <= per_patch / 2 and -(-n // (count - 1)) <= most:
+        count -= 1
+    return [(2 * k * n + count) // (2 * count) for k in range(count + 1)]
 
 
 def _occupied(patches: list[Patch], regions: np.ndarray, margin_px: float) -> list[Patch]:

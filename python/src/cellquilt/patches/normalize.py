@@ -291,6 +291,8 @@ def _statistics(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     diagonal differences (for Gaussian noise 0.3186 sqrt(2) sigma), which edges of cells hardly touch.
     """
     values = blocks.astype(np.float32)
+    if values.shape[-1] < 2:  # of a slide that is a line of pixels
+        values = values.repeat(2, axis=-1).repeat(2, axis=-2)
     difference = np.abs(values[..., 1:, 1:] - values[..., :-1, :-1]).reshape(*values.shape[:2], -1)
     noise = np.quantile(difference, 0.25, axis=-1) / (0.31864 * np.sqrt(2.0))
     even = values.shape[-1] // 2 * 2

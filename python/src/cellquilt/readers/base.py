@@ -189,7 +189,7 @@ def convert_slide(
     ------
     CellquiltError
         ``technology-missing``, ``technology-unknown``, ``slide-missing``, ``slide-not-found``,
-        ``transcripts-not-found``, and those of the reader.
+        ``transcripts-not-found``, ``image-not-finite``, and those of the reader.
     """
     from cellquilt.core.points import PointsWriter
     from cellquilt.core.record import Record
@@ -259,7 +259,16 @@ def _write_image(element: Path, image: ImageSource, settings: Mapping[str, Any],
         threads=int(settings["threads"]),
     ) as writer:
         for channel, y0, y1, x0, x1 in progress(windows, f"{sample}: image"):
-            writer.write(image.read(channel, y0, y1, x0, x1), y0, x0, channel)
+            pixels = image.read(channel, y0, y1, x0, x1)
+            if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+                y, x = np.argwhere(~np.isfinite(pixels))[0] + (y0, x0)
+                raise CellquiltError(
+                    "image-not-finite",
+                    f"sample {sample}, channel {image.channels[channel]}: the pixel in row {y}, column {x} is "
+                    f"{pixels[y - y0, x - x0]}",
+                    "replace such values, for example by 0",
+                )
+            writer.write(pixels, y0, x0, channel)
 
 
 def project(read: Callable[[int], np.ndarray], planes: Sequence[int], how: str) -> np.ndarray:

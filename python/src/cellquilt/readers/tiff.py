@@ -319,7 +319,8 @@ class TiffImage:
         chosen = pixels[position if position < len(pixels) else 0]
         sizes = [self._ome_length(chosen, axis) for axis in ("X", "Y", "Z")]
         if sizes[0] is not None or sizes[1] is not None:
-            x, y = sizes[0] or sizes[1], sizes[1] or sizes[0]
+            # A side that the file leaves out is like the other; one that it says is 0 is refused below.
+            x, y = (sizes[k] if sizes[k] is not None else sizes[1 - k] for k in (0, 1))
             self.pixel_size_um = (float(x or 0), float(y or 0))
             self.pixel_size_from = "OME-XML"
         self.z_step_um = sizes[2] if sizes[2] and math.isfinite(sizes[2]) and sizes[2] > 0 else None

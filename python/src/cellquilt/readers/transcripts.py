@@ -366,7 +366,14 @@ class TranscriptTable:
         column = table.column(self.columns.gene)
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        column = column.cast(pa.string())
+        try:
+            column = column.cast(pa.string())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise CellquiltError(
+                "transcripts-value",
+                f'{self.name}: column "{self.columns.gene}" has no names of genes but {column.type}',
+                "name another column with gene_column",
+            ) from error
         missing = pc.or_(pc.is_null(column), pc.equal(pc.fill_null(column, ""), ""))
         first = pc.index(missing, True).as_py()
         if first >= 0:

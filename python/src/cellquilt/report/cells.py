@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cellquilt.core.errors import CellquiltError
 from cellquilt.core.transforms import apply
 from cellquilt.report.view import View
 
@@ -74,11 +75,21 @@ def read_cells(view: View) -> Cells:
     Returns
     -------
     Cells
+
+    Raises
+    ------
+    CellquiltError
+        ``table-unreadable``.
     """
     element = view.find("tables", "table")
-    if element is not None:
+    if element is None:
+        return _from_outlines(view)
+    try:
         return _from_table(element)
-    return _from_outlines(view)
+    except Exception as error:  # whatever zarr and anndata raise on damaged files
+        raise CellquiltError(
+            "table-unreadable", f"{element} cannot be read: {type(error).__name__}: {error}", "run `aggregate` again"
+        ) from error
 
 
 def _from_table(element: Any) -> Cells:

@@ -146,11 +146,11 @@ def growth_um(task: dict[str, Any], settings: Settings) -> tuple[float, bool]:
     Parameters
     ----------
     task
-        Record of a segmentation task; its fact ``nuclear`` says what the method finds.
+        Record of a segmentation task; its parameter ``nuclear`` says what the method finds.
     settings
         ``expand_um``, where the user says it.
     """
-    nuclear = bool(task.get("facts", {}).get("nuclear", True))
+    nuclear = bool(task.get("parameters", {}).get("nuclear", True))
     if settings["expand_um"] is not None:
         return settings["expand_um"], nuclear
     return (DEFAULT_GROWTH_UM if nuclear else 0.0), nuclear

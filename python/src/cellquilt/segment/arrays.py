@@ -1,6 +1,6 @@
 """Segmentation of arrays in memory: a slide that is an array, and masks without a store."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,26 +101,38 @@ def nuclei_labels(image: np.ndarray, diameter: float | None = None, **settings: 
         raise TypeError(f"nuclei_labels() got unexpected arguments {', '.join(sorted(unknown))}")
     values["threads"] = settings.get("threads")
     normalization = estimate_normalization(slide, slide.channels, mode="global")
-    values["cellpose_diameter_px"] = diameter or _diameter(slide, normalization)
-    plan = cellpose.plan(slide, values)
-    grid = make_grid(array.shape[1:], width_px=0, lattice=plan.lattice)
-    bundle: Any = MemoryBundle(array[:1], grid.shape, list(grid.patches), plan.lattice, normalization)
-    segmenter = cellpose.CellposeSegmenter({**plan.settings, "model": values.get("cellpose_model", cellpose.SHIPPED)})
-    (result,) = segmenter.segment(bundle)
-    if result.error is not None:
-        raise result.error
-    assert result.labels is not None
-    return in_raster_order(result.labels)
+    plan = cellpose.plan(slide, {**values, "cellpose_diameter_px": diameter or cellpose.NUCLEI_DIAMETER_PX})
+    model = values.get("cellpose_model", cellpose.SHIPPED)
+    segmenter = cellpose.CellposeSegmenter({**plan.settings, "model": model})
+    model_diameter = plan.settings["model_diameter_px"]
+
+    def segment(pixels: np.ndarray, diameter_px: float) -> np.ndarray:
+        lattice = Lattice(tile=plan.lattice.tile, rescale=model_diameter / diameter_px)
+        grid = make_grid(pixels.shape[1:], width_px=0, lattice=lattice)
+        bundle: Any = MemoryBundle(pixels, grid.shape, list(grid.patches), lattice, normalization)
+        (result,) = segmenter.segment(bundle)
+        if result.error is not None:
+            raise result.error
+        assert result.labels is not None
+        return result.labels
+
+    return in_raster_order(segment(slide.pixels, diameter or _diameter(slide, normalization, segment)))
 
 
-def _diameter(slide: ArrayImage, normalization: Normalization) -> float:
+def _diameter(
+    slide: ArrayImage, normalization: Normalization, segment: Callable[[np.ndarray, float], np.ndarray]
+) -> float:
+    """Measured on the image first, then on what the model finds in a part of it."""
+    from cellquilt.segment.cpnet import estimate_diameter_px
     from cellquilt.segment.diameter import radii_of, typical_diameter
 
     height, width = slide.shape[1:]
-    side = min(1536, height, width)
-    y, x = (height - side) // 2, (width - side) // 2
-    plane = normalization.apply(slide.read(y, y + side, x, x + side), y, x)[0]
-    return typical_diameter(radii_of(plane)) or cellpose.NUCLEI_DIAMETER_PX
+    part = normalization.apply(slide.pixels[:, :1536, :1536], 0, 0)[0]
+    start = typical_diameter(radii_of(part)) or cellpose.NUCLEI_DIAMETER_PX
+    side = int(max(256, 25 * start))
+    y, x = max(0, (height - side) // 2), max(0, (width - side) // 2)
+    middle = slide.pixels[:, y : y + side, x : x + side]
+    return estimate_diameter_px(lambda plane, assumed: segment(plane[None], assumed), middle[0], start_px=(start,))
 
 
 def in_raster_order(labels: np.ndarray) -> np.ndarray:

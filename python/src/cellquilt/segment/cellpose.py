@@ -28,7 +28,7 @@ from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import LOG
 from cellquilt.patches.bundle import Bundle
 from cellquilt.patches.grid import Axis, Lattice, Patch
-from cellquilt.segment.engine import PatchLabels, Plan, length_px, pick_channels, setting
+from cellquilt.segment.engine import PatchLabels, Plan, is_nuclear_stain, length_px, pick_channels, setting
 from cellquilt.segment.resample import resample, taps
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def plan(image: "Image", settings: Mapping[str, Any], regions: np.ndarray | None
         "threads": setting(settings, "threads"),
         "min_size_px": settings.get("cellpose_min_size_px") or 15,
     }
-    return Plan("cellpose", channels, float(diameter), lattice, engine, facts)
+    nuclear = model_diameter == NUCLEI_DIAMETER_PX or is_nuclear_stain(channels)
+    return Plan("cellpose", channels, float(diameter), lattice, nuclear, engine, facts)
 
 
 def _estimate(
@@ -263,7 +264,11 @@ class CellposeSegmenter:
         torch.use_deterministic_algorithms(True, warn_only=True)
         self.device = _device(torch, bool(engine.get("gpu")))
         try:
-            self.net = _load_3(torch, weights) if self.generation == "3" else _load_4(torch, weights)
+            self.net = (
+                _load_3(torch, weights)
+                if self.generation == "3"
+                else _load_4(torch, weights, self.device.type != "cpu")
+            )
         except CellquiltError:
             raise
         except Exception as error:  # torch and cellpose raise whatever they like about a bad file
@@ -429,13 +434,13 @@ def _load_3(torch: Any, weights: Path) -> Any:
     return net
 
 
-def _load_4(torch: Any, weights: Path) -> Any:
-    """Cellpose-SAM."""
-    from cellpose.vit import CPSAM
+def _load_4(torch: Any, weights: Path, gpu: bool) -> Any:
+    """A Cellpose-SAM network; the library tells its backbones apart by what the file holds. It downloads nothing, as
+    the file is there."""
+    from cellpose.models import CellposeModel
 
-    net = CPSAM(dtype=torch.float32)
-    net.load_model(str(weights), device=torch.device("cpu"))
-    return net
+    model = CellposeModel(gpu=False, device=torch.device("cpu"), pretrained_model=str(weights), use_bfloat16=gpu)
+    return model.net
 
 
 # --- tiles

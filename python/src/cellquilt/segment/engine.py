@@ -48,6 +48,8 @@ class Plan:
         Expected diameter of its objects in slide pixels; the halo must be twice that.
     lattice
         Its tiling.
+    nuclear
+        Whether its objects are nuclei, which then grow to cells.
     settings
         Plain data for the bundles, with everything `load` needs.
     facts
@@ -58,6 +60,7 @@ class Plan:
     channels: tuple[str, ...]
     diameter_px: float
     lattice: Lattice
+    nuclear: bool
     settings: dict[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -149,6 +152,11 @@ def setting(settings: Mapping[str, Any], name: str) -> Any:
 
 
 _NUCLEAR = re.compile(r"dapi|hoechst|draq|syto|nuc|histone|h33|\bdna|ir19[13]", re.IGNORECASE)
+
+
+def is_nuclear_stain(channels: Sequence[str]) -> bool:
+    """Whether the one channel there is is named like a nuclear stain."""
+    return len(channels) == 1 and bool(_NUCLEAR.search(channels[0]))
 
 
 def pick_channels(image: "Image", wanted: Sequence[str] | None) -> tuple[str, ...]:

@@ -13,7 +13,16 @@ import numpy as np
 from cellquilt.core.errors import CellquiltError
 from cellquilt.patches.bundle import Bundle
 from cellquilt.patches.grid import Lattice, Patch
-from cellquilt.segment.engine import PatchLabels, Plan, each_patch, length_px, pick_channels, setting, window_of
+from cellquilt.segment.engine import (
+    PatchLabels,
+    Plan,
+    each_patch,
+    is_nuclear_stain,
+    length_px,
+    pick_channels,
+    setting,
+    window_of,
+)
 
 if TYPE_CHECKING:
     from cellquilt.core.images import Image
@@ -25,11 +34,13 @@ def plan(image: "Image", settings: Mapping[str, Any], regions: np.ndarray | None
     """See `engine.plan`. The function is not imported here: it may live in the segmentation task's environment only."""
     name = setting(settings, "generic_function") or DEFAULT_FUNCTION
     diameter = length_px(settings, "generic_diameter", image.pixel_size_um) or 1.0
+    channels = pick_channels(image, setting(settings, "generic_channels"))
     return Plan(
         "generic",
-        pick_channels(image, setting(settings, "generic_channels")),
+        channels,
         diameter,
         Lattice(),
+        is_nuclear_stain(channels),
         {"function": name, "kwargs": _kwargs(setting(settings, "generic_kwargs"), name), "diameter_px": diameter},
     )
 

@@ -97,7 +97,7 @@ def make_image_patches(
         sample=sample,
         channels=plan.channels,
         normalization=normalization,
-        engine={"method": plan.method, **plan.settings},
+        engine={"method": plan.method, "nuclear": plan.nuclear, **plan.settings},
         lattice=plan.lattice,
         patches_per_task=setting(settings, "patches_per_task") if windows is None else max(len(windows), 1),
     )

@@ -1,5 +1,6 @@
 """The steps before resolve, as tasks: from store to tissue, from store to bundles, from bundle to patch results."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from cellquilt.core.log import LOG
 from cellquilt.core.record import Record
 from cellquilt.core.settings import Settings
 from cellquilt.core.shapes import ShapesTable, read_shapes, write_shapes
-from cellquilt.core.store import PATCH_RESULTS, Store, result_of
+from cellquilt.core.store import PATCH_RESULTS, Store, add_delta, result_of
 
 if TYPE_CHECKING:
     from cellquilt.segment.tissue import Tissue
@@ -95,6 +96,10 @@ def patchify_image(
     from cellquilt.segment.run import make_image_patches
 
     slide = Store(store)
+    if tissue is not None:
+        Store(tissue).element("shapes", TISSUE)  # named by the user: not having it is a mistake
+    if weights is not None and not weights.is_file():
+        raise CellquiltError("weights-missing", f"{weights} does not exist or is no file", "check --weights")
     record = Record("patchify", slide.name, settings.of_stage("patchify"))
     image = open_image(slide.path)
     values = {**settings, "cellpose_model": str(weights)} if weights is not None else settings
@@ -183,14 +188,23 @@ def _segment_store(slide: Store, method: str, settings: Settings, weights: Path 
 
     settings = Settings({**settings.given, "segmentation": method})
     target = slide.path / PATCH_RESULTS / method
-    with tempfile.TemporaryDirectory() as scratch, atomic_path(target, overwrite=overwrite) as aside:
-        bundles = patchify_image(
-            slide.path, settings=settings, bundles=Path(scratch) / "bundles", weights=weights, overwrite=True
-        )
-        aside.mkdir()
-        for bundle in progress(bundles, method):
-            result = aside / f"{bundle.stem}.cells.parquet"
-            segment_bundle(bundle, result, settings=settings, weights=weights)
+    hidden_there = target.parent.exists()
+    try:
+        with tempfile.TemporaryDirectory() as scratch, atomic_path(target, overwrite=overwrite) as aside:
+            patches = Path(scratch) / "patches.zarr"
+            bundles = patchify_image(
+                slide.path, settings=settings, bundles=Path(scratch) / "bundles", weights=weights, output=patches
+            )
+            aside.mkdir()
+            for bundle in progress(bundles, method):
+                result = aside / f"{bundle.stem}.cells.parquet"
+                segment_bundle(bundle, result, settings=settings, weights=weights)
+            # Only now: a patch that fails leaves the store as it was.
+            add_delta(slide.path, patches, overwrite=True)
+    except BaseException:
+        if not hidden_there:
+            shutil.rmtree(target.parent, ignore_errors=True)
+        raise
     return sorted(target.iterdir())
 
 

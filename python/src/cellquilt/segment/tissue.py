@@ -213,6 +213,8 @@ def _noise(image: "Image", level: int, channels: Any) -> np.ndarray:
     """White noise expected at a level, from diagonal differences at full resolution in a few places."""
     height, width = int(image.shape[1]), int(image.shape[2])
     side = min(256, height, width)
+    if side < 2:  # a line of pixels has no diagonals
+        return np.zeros(len(channels))
     ys, xs = (np.unique(np.linspace(0, length - side, 5).astype(int)) for length in (height, width))
     found = []
     for y in ys:

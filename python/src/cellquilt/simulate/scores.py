@@ -12,6 +12,7 @@ import shapely
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.points import iter_points
 from cellquilt.core.shapes import ShapesTable, read_geoparquet, read_shapes
+from cellquilt.core.store import Store
 
 THRESHOLDS = (0.5, 0.75, 0.9)
 _BATCH = 1_000_000
@@ -93,13 +94,13 @@ def truth_scores(
 
 
 def _has(store: Path, name: str) -> bool:
-    return (store / "shapes" / name / "zarr.json").is_file()
+    return Store(store).has("shapes", name)
 
 
 def _from_store(store: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     if not _has(store, name):
         raise CellquiltError("element-missing", f"{store} has no shapes {name}", "score a published store")
-    return _polygons(read_shapes(store / "shapes" / name))
+    return _polygons(read_shapes(Store(store).element("shapes", name)))
 
 
 def _polygons(found: ShapesTable | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
