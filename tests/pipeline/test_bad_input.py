@@ -92,7 +92,8 @@ def test_every_sample_has_its_outcome_and_both_doors_say_the_same(nextflow, shee
         assert f"failed: {sample} in {stage}" in run.out
         if stage == "CONVERT":
             said = by_command_line(capsys, given[sample], tmp_path / "out")
-            assert said == f"error: [{code}] {row['cause']}\n  hint: {row['hint']}\n"
+            # The pipeline leaves the folders out of names, and says so.
+            assert said == f"error: [{code}] {row['cause']}\n  hint: {row['hint']}\n".replace("…/", "")
     assert not list((tmp_path / "out").iterdir())
     assert "Traceback" not in run.out + run.err
 

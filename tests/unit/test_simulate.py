@@ -537,6 +537,7 @@ def test_scores_count_missed_false_and_shifted_cells(tmp_path: Path):
 
 def test_store_scores_follow_the_assignment(cohort: Path, tmp_path: Path):
     import pyarrow as pa
+    from cellquilt.core import zarr_json
     from cellquilt.core.points import PointsWriter
     from cellquilt.core.shapes import write_shapes
 
@@ -544,6 +545,7 @@ def test_store_scores_follow_the_assignment(cohort: Path, tmp_path: Path):
     geometry, cells, _ = read_geoparquet(truth / "cells.parquet")
     names = np.array([f"s-{k}" for k in cells["cell_id"].to_pylist()])
     store = tmp_path / "s.zarr"
+    zarr_json.write_group(store)
     write_shapes(store / "shapes/cell_boundaries", ShapesTable(names, geometry, transforms={"global": np.eye(3)}))
     true = pq.read_table(truth / "transcripts_truth.parquet")
     cell = true["cell_id"].to_numpy().copy()

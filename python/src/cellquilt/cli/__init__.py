@@ -97,7 +97,8 @@ def main(args: list[str] | None = None) -> NoReturn:
         where = f": {error.filename}" if error.filename else ""
         _fail(CellquiltError("file-system", f"{error.strerror or error}{where}", "check the disk, then run again"), 1)
     except Exception as error:  # a mistake of ours: the message is for its user, where it is from for who mends it
-        logging.getLogger("cellquilt").debug("", exc_info=True)
+        level = logging.ERROR if os.environ.get("CELLQUILT_TASK") else logging.DEBUG  # a task's log keeps it
+        logging.getLogger("cellquilt").log(level, "unexpected error", exc_info=True)
         hint = "this should not happen: please report it with the output of `cellquilt --verbose ...`"
         _fail(CellquiltError("unexpected", f"{type(error).__name__}: {error}", hint), 1)
     sys.exit(0)

@@ -1,6 +1,7 @@
 """Atomic writes: a result is either whole under its name or not there at all."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -78,6 +79,12 @@ def as_user_error(error: OSError, target: Path) -> OSError | CellquiltError:
     """Turn the operating system's refusals that a user can mend into errors that say how."""
     import errno
 
+    # What is made aside for a whole that is itself made aside: the user knows the whole's name only.
+    target = target.with_name(re.sub(r"^\.(.+)\.\d+\.partial$", r"\1", target.name))
+    # Copying a folder gathers what went wrong with each file as text.
+    gathered = re.search(r"\[Errno (\d+)\]", str(error)) if isinstance(error, shutil.Error) else None
+    if gathered:
+        return as_user_error(OSError(int(gathered[1]), os.strerror(int(gathered[1]))), target)
     if error.errno == errno.ENAMETOOLONG:
         return CellquiltError(
             "output-not-writable", f"cannot write {target}: {error.strerror}", "choose a shorter name"

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from cellquilt.core import zarr_json
 from cellquilt.core.errors import CellquiltError
+from cellquilt.core.parquet import ParquetWriter
 from cellquilt.core.transforms import Affine, element_transforms, to_ngff
 
 _FOLDER = "points.parquet"
@@ -44,7 +45,7 @@ class PointsWriter:
         self._folder.mkdir(parents=True)
         self._part = 0
         self._rows_in_part = 0
-        self._writer: pq.ParquetWriter | None = None
+        self._writer: ParquetWriter | None = None
         self._schema: pa.Schema | None = None
 
     def write(self, table: pa.Table) -> None:
@@ -59,7 +60,7 @@ class PointsWriter:
         table = table.replace_schema_metadata(None).cast(self._schema)
         if self._writer is None or self._rows_in_part >= ROWS_PER_PART:
             self._close_part()
-            self._writer = pq.ParquetWriter(
+            self._writer = ParquetWriter(
                 self._folder / f"part.{self._part}.parquet", self._schema, compression="zstd", compression_level=1
             )
         self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
@@ -81,7 +82,7 @@ class PointsWriter:
     ) -> None:
         if kind is not None:
             if self._writer is not None:
-                self._writer.close()
+                self._writer.abandon()
             return
         if self._schema is None:
             raise ValueError(f"{self.element}: a points element needs at least one (possibly empty) batch")

@@ -16,6 +16,7 @@ import shapely
 
 from cellquilt.core import zarr_json
 from cellquilt.core.errors import CellquiltError
+from cellquilt.core.parquet import write_parquet
 from cellquilt.core.transforms import Affine, element_transforms, to_ngff
 
 METADATA_KEY = b"cellquilt"
@@ -95,7 +96,7 @@ def write_geoparquet(
         file_metadata[b"pandas"] = _pandas_metadata(table, index[0])
     if metadata is not None:
         file_metadata[METADATA_KEY] = json.dumps(metadata, sort_keys=True).encode()
-    pq.write_table(table.replace_schema_metadata(file_metadata), path, compression="zstd")
+    write_parquet(path, table.replace_schema_metadata(file_metadata))
 
 
 _TYPE_NAMES = {0: "Point", 1: "LineString", 3: "Polygon", 4: "MultiPoint", 6: "MultiPolygon", 7: "GeometryCollection"}

@@ -39,6 +39,7 @@ SHIPPED_FILE = Path(__file__).parent / "weights" / "nuclei.npz"
 NUCLEI_DIAMETER_PX = 17.0  # what nuclear models see a nucleus as
 OTHER_DIAMETER_PX = 30.0
 
+_CELL_UM = 15.0
 _TILE = {"3": 224, "4": 256}
 _INPUTS = {"3": 2, "4": 3}
 
@@ -65,7 +66,9 @@ def plan(image: "Image", settings: Mapping[str, Any], regions: np.ndarray | None
         diameter, counted = _estimate(image, channels, settings, regions)
         facts = {"diameter_from": "estimate" if counted else "default", "diameter_measured_on": counted}
     elif diameter is None:
-        diameter, facts = model_diameter, {"diameter_from": "model"}
+        # Of the engine's scale; for the halo also what a cell commonly measures.
+        usual = _CELL_UM / (image.pixel_size_um or 1.0) if generation == "4" else 0.0
+        diameter, facts = max(model_diameter, usual), {"diameter_from": "model"}
     # Cellpose-SAM is not tied to a scale: it sees the pixels as they are unless a diameter is asked for.
     rescale = model_diameter / diameter if given or generation == "3" else 1.0
     lattice = Lattice(tile=_TILE[generation], overlap=0.1, rescale=rescale, full_tiles=generation == "4")

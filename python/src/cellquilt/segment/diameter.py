@@ -18,7 +18,7 @@ DEFAULT_UM = 9.0  # a nucleus in a tissue section, where there is nothing to mea
 RANGE_UM = (3.0, 30.0)
 _WINDOW_UM = 150.0
 _WINDOWS = 24
-_LEAST_COUNT = 8
+_LEAST_COUNT = 4
 _ROUNDNESS = 1.1  # equivalent diameter of a nucleus / diameter of the largest disk in it
 
 
@@ -118,10 +118,10 @@ def radii_of(plane: np.ndarray, least_diameter: float = 4.0) -> np.ndarray:
 
 
 def typical_diameter(radii: np.ndarray) -> float | None:
-    """The median diameter, each blob weighted by its area (fragments count little); None for too few blobs."""
+    """The median diameter, each blob weighted by its radius (crumbs count little); None for too few blobs."""
     if len(radii) < _LEAST_COUNT:
         return None
     order = np.argsort(radii, kind="stable")
-    weight = np.cumsum(radii[order] ** 2)
+    weight = np.cumsum(radii[order])
     middle = float(radii[order][np.searchsorted(weight, weight[-1] / 2)])
     return 2 * middle * _ROUNDNESS

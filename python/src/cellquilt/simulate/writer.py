@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import shapely
 
 from cellquilt.core.log import progress
+from cellquilt.core.parquet import ParquetWriter
 from cellquilt.geometry.polygonize import labels_to_polygons
 from cellquilt.simulate.cells import TYPE_NAMES
 from cellquilt.simulate.image import CHANNELS
@@ -150,7 +150,7 @@ class TableStream:
             schema = schema.with_metadata({b"geo": json.dumps(geo).encode()})
         self.schema = schema
         self.n_rows = 0
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd", compression_level=1)
+        self._writer = ParquetWriter(path, schema, compression="zstd", compression_level=1)
 
     def write(self, columns: Mapping[str, Any]) -> None:
         """Append rows."""
