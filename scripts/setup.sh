@@ -171,3 +171,16 @@ for stage in "${missing[@]}"; do
             ;;
     esac
 done
+
+# The numerical kernels are compiled now, once, instead of by the first tasks that meet them. A clone that cannot be
+# written to compiles them in its tasks, so a failure here is none.
+if [[ " ${missing[*]} " =~ " core " ]]; then
+    say "compiling kernels"
+    scratch="$(mktemp -d)"
+    trap 'rm -rf "$scratch"' EXIT
+    if bundle="$("$root/.venv/core/bin/cellquilt" doctor --compile "$scratch/slide" 2>"$scratch/log")" &&
+        [ -x "$root/.venv/cellpose3/bin/cellquilt" ]; then
+        "$root/.venv/cellpose3/bin/cellquilt" segment cellpose "$bundle" -o "$scratch/cells.parquet" 2>>"$scratch/log" ||
+            say "kernels will be compiled by the first tasks: $(tail -n 1 "$scratch/log")"
+    fi
+fi

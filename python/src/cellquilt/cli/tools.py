@@ -76,13 +76,19 @@ def provenance(store: Path) -> None:
 
 
 @click.command()
-def doctor() -> None:
+@click.option("--compile", "folder", type=_PATH, help="Compile all kernels now, with a tiny slide in this folder.")
+def doctor(folder: Path | None) -> None:
     """Show which engines and libraries this environment has."""
     import importlib.metadata
     import platform
 
     from cellquilt import __version__
 
+    if folder is not None:
+        from cellquilt.warm_up import compile_kernels
+
+        click.echo(compile_kernels(folder))
+        return
     click.echo(f"cellquilt {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     for package in ("numpy", "zarr", "pyarrow", "shapely", "numba", "spatialdata", "anndata", "cellpose", "torch"):
         try:

@@ -13,6 +13,7 @@ import numba
 import numpy as np
 
 _STEP = 1.0 / 5.0  # of the network's flow
+_AT_REST = 1e-8  # squared step; less than the library's single precision resolves
 _LEAST_PILE = 10  # end points on a seed pixel, more than
 _LEAST_RIM = 2  # end points on a pixel that joins a pile, more than
 _RIM_STEPS = 5
@@ -54,7 +55,7 @@ def masks_from_flows(
         return np.zeros(inside.shape, dtype=np.int32)
     step_y = np.where(inside, flows[0] * np.float32(_STEP), np.float32(0))
     step_x = np.where(inside, flows[1] * np.float32(_STEP), np.float32(0))
-    ends = np.full(inside.shape, -1, dtype=np.int64)
+    ends = np.full(inside.shape, -1, dtype=np.int32)
     rows = np.linspace(0, len(inside), max(1, 4 * threads) + 1).astype(int)
     with ThreadPoolExecutor(threads) as pool:
         for future in [
@@ -65,8 +66,10 @@ def masks_from_flows(
         labels = _piles(ends)
         count = int(labels.max())
         if count and flow_threshold > 0:
-            order = np.argsort(labels, axis=None, kind="stable")
-            bounds = np.searchsorted(labels.ravel()[order], np.arange(1, count + 2))
+            order = np.flatnonzero(labels)
+            owners = labels.ravel()[order]
+            order = order[np.argsort(owners, kind="stable")]
+            bounds = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=count + 1)[1:])])
             errors = np.zeros(count)
             parts = np.linspace(0, count, max(1, 4 * threads) + 1).astype(int)
             for future in [
@@ -95,7 +98,7 @@ def _follow(step_y, step_x, inside, steps, begin, end, ends):  # type: ignore[no
                 c, d = v * (1.0 - u), v * u
                 dy = a * step_y[top, left] + b * step_y[top, right] + c * step_y[below, left] + d * step_y[below, right]
                 dx = a * step_x[top, left] + b * step_x[top, right] + c * step_x[below, left] + d * step_x[below, right]
-                if dy == 0.0 and dx == 0.0:
+                if dy * dy + dx * dx < _AT_REST:
                     break
                 y = min(max(y + dy, 0.0), height - 1.0)
                 x = min(max(x + dx, 0.0), width - 1.0)
