@@ -349,8 +349,10 @@ class CellposeSegmenter:
                     outputs.pop(key, None)
             yield PatchLabels(patch, labels, before + each + time.perf_counter() - started, problem)
 
-    def run_tiles(self, inputs: Mapping[tuple[int, int], np.ndarray]) -> dict[tuple[int, int], np.ndarray]:
+    def run_tiles(self, inputs: dict[tuple[int, int], np.ndarray]) -> dict[tuple[int, int], np.ndarray]:
         """Run the network on (C, t, t) float32 tiles; returns (3, t, t) float32: flow y, flow x, cell logit.
+
+        `inputs` is emptied on the way, to save memory.
 
         On the CPU a batch saves no time, so tiles go one by one: the bits of a tile's result then do not depend on
         which tiles happen to be in its batch.
@@ -362,7 +364,7 @@ class CellposeSegmenter:
         with torch.inference_mode():
             for begin in range(0, len(keys), size):
                 batch = keys[begin : begin + size]
-                tensor = torch.from_numpy(np.stack([inputs[key] for key in batch])).to(self.device)
+                tensor = torch.from_numpy(np.stack([inputs.pop(key) for key in batch])).to(self.device)
                 if self.generation == "4":
                     tensor = tensor.to(next(self.net.parameters()).dtype)
                 result = self.net(tensor)[0].float().cpu().numpy()
