@@ -67,6 +67,16 @@ def demo_show(outdir: Path) -> None:
 
 
 @click.command()
+@click.argument("name")
+@click.option("--generation", default="3", show_default=True, type=click.Choice(["3", "4"]), help="Cellpose's.")
+def download_weights(name: str, generation: str) -> None:
+    """Fetch a model of Cellpose's hub and show its file, for --cellpose-model. Tasks never download anything."""
+    from cellquilt.segment.cellpose import download_weights as fetch
+
+    click.echo(fetch(name, generation))
+
+
+@click.command()
 @click.argument("store", type=_PATH)
 def provenance(store: Path) -> None:
     """Show how a store was made: versions, parameters, time and memory of every stage."""
