@@ -4,14 +4,27 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from typing import TextIO
 
 LOG = logging.getLogger("cellquilt")
+
+
+class _Stderr(logging.StreamHandler):
+    """Writes to what stderr is at the moment: it may have been replaced, and the old one closed, since set-up."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: TextIO) -> None:
+        pass
 
 
 def setup_logging(verbose: bool = False) -> None:
     """Send the package's log to stderr, one plain line a message (idempotent)."""
     if not LOG.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _Stderr()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
         LOG.addHandler(handler)
         LOG.propagate = False
