@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 OVERVIEW_PX = 1400
 #: Most pixels (a channel) that are read at a time.
 _BLOCK_PX = 2048
-_NUCLEAR = re.compile(r"dapi|hoechst|nuc|dna|draq|sytox|histone", re.IGNORECASE)
 #: Colours of the channels that are shown together, the nuclear stain first.
 COLOURS = ((0.42, 0.58, 1.0), (0.16, 0.62, 0.40))
 GREY = (1.0, 1.0, 1.0)
@@ -56,7 +55,7 @@ def choose_channels(image: "Image", segmented: Sequence[str] = ()) -> Shown:
     names = [str(name) for name in image.channels]
     if len(names) == 3 and [name.lower()[:1] for name in names] == ["r", "g", "b"]:
         return Shown((0, 1, 2), tuple(names), ((1, 0, 0), (0, 1, 0), (0, 0, 1)), bright_field=True)
-    nuclear = next((k for k, name in enumerate(names) if _NUCLEAR.search(name)), 0)
+    nuclear = next((k for k, name in enumerate(names) if is_nuclear_stain([name])), 0)
     wanted = [names.index(name) for name in segmented if name in names]
     order = list(dict.fromkeys([nuclear, *wanted, *range(len(names))]))[: len(COLOURS)]
     colours = (GREY,) if len(order) == 1 else COLOURS[: len(order)]
