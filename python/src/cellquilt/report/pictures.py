@@ -52,6 +52,8 @@ def choose_channels(image: "Image", segmented: Sequence[str] = ()) -> Shown:
 
     More than two would only turn white where they overlap; the page shows every channel by itself, too.
     """
+    from cellquilt.segment.engine import is_nuclear_stain
+
     names = [str(name) for name in image.channels]
     if len(names) == 3 and [name.lower()[:1] for name in names] == ["r", "g", "b"]:
         return Shown((0, 1, 2), tuple(names), ((1, 0, 0), (0, 1, 0), (0, 0, 1)), bright_field=True)
