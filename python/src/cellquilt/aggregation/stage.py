@@ -165,7 +165,7 @@ def _planes(slide: Store, settings: Settings) -> list[int] | None:
     """The planes whose transcripts count, None for all."""
     if settings["count_z"] == "all":
         return None
-    z = str(settings.given.get("z") or slide.parameter("convert", "z") or settings["z"])
+    z = slide.chosen_z(settings)
     if not z.isdigit():
         raise CellquiltError(
             "z-plane-unknown",

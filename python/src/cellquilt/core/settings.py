@@ -9,7 +9,7 @@ Lengths end in ``_um`` (microns, the default way) or ``_px`` (pixels of the main
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -513,7 +513,7 @@ def _typed(setting: Setting, value: Any) -> Value:
             return str(value)
 
 
-def resolve_name(name: str, known: Iterable[str] | None = None) -> str:
+def resolve_name(name: str) -> str:
     """The setting's name for a name or alias, in snake or kebab case.
 
     Raises
@@ -522,11 +522,10 @@ def resolve_name(name: str, known: Iterable[str] | None = None) -> str:
         ``parameter-unknown`` with the nearest known name.
     """
     snake = name.replace("-", "_")
-    names = list(BY_NAME if known is None else known)
     found = ALIASES.get(snake, snake)
-    if found in names:
+    if found in BY_NAME:
         return found
-    hint = did_you_mean(snake, names)
+    hint = did_you_mean(snake, BY_NAME)
     raise CellquiltError(
         "parameter-unknown",
         f'unknown parameter "{name}"',

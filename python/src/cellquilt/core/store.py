@@ -15,6 +15,7 @@ from cellquilt.core import zarr_json
 from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError, did_you_mean
 from cellquilt.core.privacy import scrub
+from cellquilt.core.settings import Settings
 
 KINDS = ("images", "labels", "points", "shapes", "tables")
 #: Folder inside a store where `cellquilt segment STORE` leaves the patches' results for `cellquilt resolve STORE`.
@@ -61,6 +62,10 @@ class Store:
         """The value that a setting had in a stage that made this store; None if the stage left no record."""
         found = [record for record in self.records if record.get("stage") == stage]
         return found[-1]["parameters"].get(name) if found else None
+
+    def chosen_z(self, settings: Settings) -> str:
+        """The plane or projection that holds: what is asked for now, else what the slide was read with."""
+        return str(settings.given.get("z") or self.parameter("convert", "z") or settings["z"])
 
     @property
     def records(self) -> list[dict[str, Any]]:

@@ -55,7 +55,6 @@ def write_bundles(
     engine: Mapping[str, Any],
     lattice: Lattice | None = None,
     patches_per_task: int = 8,
-    record: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Crop the patches of a grid into bundles.
 
@@ -81,8 +80,6 @@ def write_bundles(
         The engine's tiling that the grid was made with.
     patches_per_task
         Patches in one bundle; bundles of a slide differ by at most one patch.
-    record
-        The stage's record, kept in the first bundle's attributes.
 
     Returns
     -------
@@ -110,8 +107,6 @@ def write_bundles(
             "lattice": (lattice or Lattice()).as_dict(),
             "patches": [patch.as_dict() for patch in members],
         }
-        if record is not None and number == 0:
-            attributes["record"] = dict(record)
         with atomic_path(path) as aside:
             zarr_json.write_group(aside, {"cellquilt": attributes})
             for patch in members:

@@ -192,7 +192,7 @@ def _vendor_cells(store: Store, settings: Settings) -> dict[str, ShapesTable]:
         )
     table = read_shapes(store.element("shapes", "vendor_cells"))
     if "z_plane" in table.columns:
-        table = table.take(table.columns["z_plane"] == _plane(table.columns["z_plane"], _z(store, settings)))
+        table = table.take(table.columns["z_plane"] == _plane(table.columns["z_plane"], store.chosen_z(settings)))
     to_global = table.transforms["global"]
     geometry = shapely.transform(table.geometry, lambda xy: apply(to_global, xy))
     try:
@@ -201,11 +201,6 @@ def _vendor_cells(store: Store, settings: Settings) -> dict[str, ShapesTable]:
         transforms = {"global": np.eye(3), "microns": np.linalg.inv(to_global)}
     columns = {"vendor_id": table.ids}
     return {"cell_boundaries": ShapesTable(table.ids, np.asarray(geometry, dtype=object), columns, transforms)}
-
-
-def _z(store: Store, settings: Settings) -> str:
-    """The plane or projection that was chosen: now, or when the slide was read."""
-    return str(settings.given.get("z") or store.parameter("convert", "z") or settings["z"])
 
 
 def _plane(planes: np.ndarray, z: str) -> int:
