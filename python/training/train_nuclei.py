@@ -4,6 +4,10 @@ A Cellpose ``CPnet`` of half the stock width, on one CPU core::
 
     python train_nuclei.py --data train.npz --out nuclei.pt --export ../src/cellquilt/segment/weights/nuclei.npz
 
+A tenth of a field's nuclei are cut by its border, far more in small fields of large nuclei, and their annotation is the
+part inside. So besides the whole images the network sees windows cut from them, with the flows of what is left of each
+nucleus, and crops that reach beyond the window's border.
+
 The held-out experiments (``nuclei_data.split``) are never read. A checkpoint is written every few minutes and a second
 call goes on from it; ``--export`` (written with every checkpoint) receives the exponential moving average of the
 weights as fp16. The random numbers of step *k* depend on the seed and *k* only.
@@ -18,7 +22,7 @@ import json
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -31,7 +35,12 @@ from cellpose.resnet_torch import CPnet
 
 NBASE: tuple[int, ...] = (2, 16, 32, 64, 128)
 #: Images with larger nuclei are reduced to this diameter once, in advance (px).
-WORK_DIAMETER_PX = 21.0
+WORK_DIAMETER_PX = 28.0
+#: Windows cut from each training image, and their sides in nucleus diameters.
+WINDOWS_PER_IMAGE = 4
+WINDOW_DIAMETERS = (3.0, 9.0)
+#: Share of the crops that come from windows.
+WINDOW_SHARE = 0.4
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ class Prepared:
     centres: np.ndarray
     diameter_px: float
     group: str
+    windows: tuple["Prepared", ...] = ()
 
 
 def normalise(image: np.ndarray) -> np.ndarray:
@@ -78,13 +88,15 @@ def normalise(image: np.ndarray) -> np.ndarray:
     return ((image - low) / max(high - low, 1e-3)).astype(np.float32)
 
 
-def prepare(sample: nd.Sample) -> Prepared:
-    """Reduce an image to the working diameter and compute its flows.
+def prepare(sample: nd.Sample, seed: int) -> Prepared:
+    """Reduce an image to the working diameter, cut windows from it and compute all flows.
 
     Parameters
     ----------
     sample : Sample
         Training image.
+    seed : int
+        Decides where the windows lie.
 
     Returns
     -------
@@ -96,15 +108,28 @@ def prepare(sample: nd.Sample) -> Prepared:
         size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
         image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
         labels = cv2.resize(labels.astype(np.float32), size, interpolation=cv2.INTER_NEAREST).astype(np.int32)
-        labels = np.unique(labels, return_inverse=True)[1].reshape(labels.shape).astype(np.int32)
+    diameter_px = nd.median_diameter(labels)
+    image = normalise(image)
+    rng = np.random.default_rng([seed, int(sample.name)])
+    windows = []
+    for _ in range(WINDOWS_PER_IMAGE):
+        sides = np.minimum(labels.shape, np.rint(rng.uniform(*WINDOW_DIAMETERS, 2) * diameter_px).astype(int))
+        y, x = (int(rng.integers(0, full - side + 1)) for full, side in zip(labels.shape, sides, strict=True))
+        part = labels[y : y + sides[0], x : x + sides[1]]
+        if part.any():
+            windows.append(_with_flows(image[y : y + sides[0], x : x + sides[1]], part, diameter_px, sample.group))
+    return replace(_with_flows(image, labels, diameter_px, sample.group), windows=tuple(windows))
+
+
+def _with_flows(image: np.ndarray, labels: np.ndarray, diameter_px: float, group: str) -> Prepared:
+    """An image with the flows and centres of its labels as they are, cut or whole."""
+    labels = np.unique(labels, return_inverse=True)[1].reshape(labels.shape).astype(np.int32)
     flows = labels_to_flows([labels.astype(np.uint16)], device=torch.device("cpu"))[0]  # labels, inside, dy, dx
     count = np.bincount(labels.ravel()).astype(np.float64)
     y, x = np.indices(labels.shape)
     centres = np.stack([np.bincount(labels.ravel(), v.ravel()) / np.maximum(count, 1) for v in (x, y)], axis=1)[1:]
     target = np.stack([(labels > 0).astype(np.float32), flows[2], flows[3]], axis=-1).astype(np.float32)
-    return Prepared(
-        normalise(image), labels, target, centres.astype(np.float32), nd.median_diameter(labels), sample.group
-    )
+    return Prepared(np.ascontiguousarray(image), labels, target, centres.astype(np.float32), diameter_px, group)
 
 
 def draw_crop(item: Prepared, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -126,6 +151,9 @@ def draw_crop(item: Prepared, size: int, rng: np.random.Generator) -> tuple[np.n
     target : ndarray of float32, shape (3, size, size)
         Inside, flow y, flow x.
     """
+    cut = bool(item.windows) and rng.random() < WINDOW_SHARE
+    if cut:
+        item = item.windows[rng.integers(len(item.windows))]
     height, width = item.image.shape
     # Most crops near the nominal diameter (an error of the user's or the estimated one), a few far off, so that the
     # first pass of the size estimate works.
@@ -135,9 +163,9 @@ def draw_crop(item: Prepared, size: int, rng: np.random.Generator) -> tuple[np.n
         centre = item.centres[rng.integers(len(item.centres))] + rng.uniform(-0.35, 0.35, 2) * size / scale
     else:
         centre = rng.uniform(0, 1, 2) * (width, height)
-    # Keep the crop inside the image as far as the image is large enough.
+    # Keep the crop inside the image as far as the image is large enough. A window's border is to be seen.
     half = 0.5 * size / scale
-    for axis, extent in enumerate((width, height)):
+    for axis, extent in enumerate(() if cut else (width, height)):
         centre[axis] = np.clip(centre[axis], half, extent - half) if extent > 2 * half else extent / 2
     angle = rng.uniform(0, 2 * np.pi)
     mirror = -1.0 if rng.random() < 0.5 else 1.0
@@ -273,12 +301,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="npz file with image_NNN and labels_NNN")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint (.pt), continued if present")
+    parser.add_argument("--start", type=Path, help="checkpoint of an earlier training whose averaged weights to start from")
     parser.add_argument("--export", type=Path, help="fp16 weights (.npz), written with every checkpoint")
     parser.add_argument("--cache", type=Path, help="folder for the prepared images (flows)")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--max-minutes", type=float, default=math.inf, help="end the schedule by then at the latest")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--crop", type=int, default=112, help="side of a crop, px")
+    parser.add_argument("--crop", type=int, default=128, help="side of a crop, px")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
@@ -290,7 +319,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     train, _ = nd.split(nd.load_samples(args.data))
     digest = nd.sha256(args.data)
-    items = prepare_all(train, args.cache, digest)
+    items = prepare_all(train, args.cache, digest, args.seed)
     weights = sampling_weights(items)
 
     net = CPnet(list(NBASE), 3, 3, diam_mean=nd.DIAM_MEAN_PX).to(memory_format=torch.channels_last)
@@ -300,6 +329,10 @@ def main() -> None:
     optimiser = torch.optim.AdamW(trained, lr=args.lr, weight_decay=1e-4)
     average = {k: v.detach().clone() for k, v in net.state_dict().items()}
     first, spent = 0, 0.0
+    if args.start and not args.out.exists():
+        started = torch.load(args.start, weights_only=True)["average"]
+        net.load_state_dict({**started, "diam_mean": net.diam_mean.data, "diam_labels": net.diam_labels.data})
+        average = {k: v.detach().clone() for k, v in net.state_dict().items()}
     if args.out.exists():
         saved = torch.load(args.out, weights_only=True)
         net.load_state_dict(saved["net"])
@@ -357,7 +390,7 @@ def main() -> None:
     save(step, spent + time.monotonic() - begin)
 
 
-def prepare_all(samples: list[nd.Sample], cache: Path | None, digest: str) -> list[Prepared]:
+def prepare_all(samples: list[nd.Sample], cache: Path | None, digest: str, seed: int) -> list[Prepared]:
     """Prepare the training images, or read them from the cache folder.
 
     Parameters
@@ -368,30 +401,22 @@ def prepare_all(samples: list[nd.Sample], cache: Path | None, digest: str) -> li
         Folder for the prepared arrays.
     digest : str
         SHA-256 of the data, part of the cache's file name.
+    seed : int
+        Decides where the windows lie.
 
     Returns
     -------
     list of Prepared
     """
-    path = cache / f"nuclei-{digest[:12]}.npz" if cache else None
+    path = cache / f"nuclei-{digest[:12]}-{WORK_DIAMETER_PX:g}px-seed{seed}.pt" if cache else None
     if path and path.exists():
-        with np.load(path) as archive:
-            stored = {k: archive[k] for k in archive.files}
-        return [
-            Prepared(*(stored[f"{f}_{s.name}"] for f in ("image", "labels", "target", "centres")),
-                     float(stored[f"diameter_{s.name}"]), s.group)
-            for s in samples
-        ]  # fmt: skip
-    items = [prepare(s) for s in samples]
+        stored = torch.load(path, weights_only=False)
+        return [stored[s.name] for s in samples]
+    items = {s.name: prepare(s, seed) for s in samples}
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {}
-        for sample, item in zip(samples, items, strict=True):
-            for field in ("image", "labels", "target", "centres"):
-                arrays[f"{field}_{sample.name}"] = getattr(item, field)
-            arrays[f"diameter_{sample.name}"] = np.array(item.diameter_px)
-        np.savez(path, **arrays)
-    return items
+        torch.save(items, path)
+    return [items[s.name] for s in samples]
 
 
 if __name__ == "__main__":

@@ -284,7 +284,8 @@ def test_files_that_are_no_tiff(tmp_path) -> None:
         (tmp_path / name).write_bytes(content)
         error = fails(tmp_path / name, pixel_size_um=1)
         assert (error.code, name in error.message) == (code, True), error
-    assert fails(tmp_path, pixel_size_um=1).code == "not-a-tiff"  # a folder
+    (tmp_path / "folder").mkdir()
+    assert fails(tmp_path / "folder", pixel_size_um=1).code == "not-a-tiff"
     assert fails(tmp_path / "absent.tif").code == "slide-not-found"
 
 
