@@ -1,3 +1,4 @@
+import groovy.json.JsonOutput
 import groovy.json.JsonSlurper
 import java.nio.charset.CharacterCodingException
 import java.nio.charset.StandardCharsets
@@ -78,7 +79,14 @@ class Inputs {
         }
         checked = slides
         preview = params.preview as boolean
+        writeParameters(params, (launchDir as Path).resolve(params.outdir.toString()).resolve('pipeline_info'))
         return slides
+    }
+
+    /** What the run was asked for, in full: parameters given and defaults. */
+    private static void writeParameters(Map params, Path folder) {
+        Files.createDirectories(folder)
+        Files.writeString(folder.resolve('params.json'), JsonOutput.prettyPrint(JsonOutput.toJson(new TreeMap(params))) + '\n')
     }
 
     /** As `slides`, but the mistakes go to `errors`, each as [code, message, hint]. */

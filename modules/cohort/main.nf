@@ -1,7 +1,8 @@
 process SAMPLES {
     label 'process_single'
     label 'env_core'
-    publishDir path: { params.outdir }, mode: params.publish_dir_mode
+    publishDir path: { params.outdir }, mode: params.publish_dir_mode, pattern: '*.tsv'
+    publishDir path: { "${params.outdir}/pipeline_info" }, mode: params.publish_dir_mode, pattern: '*.yml'
 
     input:
     val samples
@@ -9,14 +10,15 @@ process SAMPLES {
 
     output:
     path 'samples.tsv', emit: table
+    path 'versions.yml', emit: versions
 
     script:
     """
-    samples.py ${qcs} --samples ${samples.join(',')} --output samples.tsv
+    samples.py ${qcs} --samples ${samples.join(',')} --output samples.tsv --versions versions.yml
     """
 
     stub:
     """
-    touch samples.tsv
+    touch samples.tsv versions.yml
     """
 }

@@ -69,7 +69,7 @@ class Prepared:
     centres: np.ndarray
     diameter_px: float
     group: str
-    windows: tuple["Prepared", ...] = ()
+    windows: tuple[Prepared, ...] = ()
 
 
 def normalise(image: np.ndarray) -> np.ndarray:
@@ -301,7 +301,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="npz file with image_NNN and labels_NNN")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint (.pt), continued if present")
-    parser.add_argument("--start", type=Path, help="checkpoint of an earlier training whose averaged weights to start from")
+    parser.add_argument(
+        "--start", type=Path, help="checkpoint of an earlier training whose averaged weights to start from"
+    )
     parser.add_argument("--export", type=Path, help="fp16 weights (.npz), written with every checkpoint")
     parser.add_argument("--cache", type=Path, help="folder for the prepared images (flows)")
     parser.add_argument("--steps", type=int, default=6000)

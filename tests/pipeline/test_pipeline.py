@@ -14,6 +14,7 @@ import anndata
 import numpy as np
 import pytest
 import spatialdata
+import yaml
 from cellquilt.core.points import iter_points
 from cellquilt.core.shapes import read_shapes
 from runner import ROOT, Nextflow
@@ -107,6 +108,11 @@ def test_a_run_publishes_what_the_contract_says(finished, slides):
     results = folder / "results"
     assert {row["status"] for row in samples(folder).values()} == {"done"}
     assert list(samples(folder)) == ["s1", "s2"]
+    asked = json.loads((results / "pipeline_info" / "params.json").read_text())
+    assert (asked["segmentation"], asked["seed"]) == ("generic", 0)
+    used = yaml.safe_load((results / "pipeline_info" / "versions.yml").read_text())
+    assert {"convert", "tissue", "patchify", "segment", "resolve", "aggregate"} <= set(used)
+    assert used["segment"]["numpy"] == np.__version__
     assert run.trace
     for sample in ("s1", "s2"):
         qc = json.loads((results / sample / "qc.json").read_text())

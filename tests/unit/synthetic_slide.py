@@ -126,7 +126,7 @@ def _record(stage: str, *, seconds: float, peak: float, parameters: dict | None 
     return {
         "stage": stage,
         "sample": "s1",
-        "version": "0.1.0",
+        "versions": {"cellquilt": "0.1.0", "python": "3.12.1"},
         "parameters": parameters or {},
         "facts": facts or {},
         "seconds": seconds,

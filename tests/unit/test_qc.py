@@ -440,6 +440,19 @@ def test_samples_keep_their_order_and_failed_ones_stay(assembled, tmp_path):
     assert {rows[0][column] for column in COLUMNS if column not in ("sample", "status")} == {""}
 
 
+def test_versions_of_every_stage_and_of_samples_that_differ(assembled, tmp_path):
+    import yaml
+
+    other = json.loads((assembled / "qc.json").read_text())
+    other["sample"], other["versions"] = "s2", {"resolve": {"cellquilt": "0.0.9", "torch": "2.9"}}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    qcs = [tmp_path / "other.json", assembled / "qc.json"]
+    samples_table(qcs, "s1,s2", tmp_path / "samples.tsv", versions=tmp_path / "versions.yml")
+    versions = yaml.safe_load((tmp_path / "versions.yml").read_text())
+    assert versions["resolve"] == {"cellquilt": "0.0.9, 0.1.0", "python": "3.12.1", "torch": "2.9"}
+    assert {"convert", "aggregate"} <= set(versions)
+
+
 def test_samples_without_any_result(tmp_path):
     samples_table([], "a,b", tmp_path / "samples.tsv")
     assert [row["status"] for row in _rows(tmp_path / "samples.tsv")] == ["failed", "failed"]

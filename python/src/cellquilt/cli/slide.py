@@ -152,6 +152,7 @@ def report(**arguments: Any) -> None:
 @click.argument("qcs", type=_PATH, nargs=-1)
 @click.option("--samples", "names", required=True, help="Names of all samples, comma-separated.")
 @click.option("-o", "--output", type=_PATH, required=True, help="The table to write.")
+@click.option("--versions", type=_PATH, help="Write the versions of the packages that every stage used here (YAML).")
 @_overwrite
 def samples(**arguments: Any) -> None:
     """Write the table of all samples of a run, failed ones too."""

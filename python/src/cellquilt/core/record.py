@@ -1,12 +1,18 @@
 """What a run leaves behind about itself: parameters, versions, time, peak memory."""
 
+import importlib.metadata
 import platform
 import resource
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from cellquilt import __version__
+
+#: Packages whose version may change a result, named if a stage has loaded them.
+_PACKAGES = ("anndata", "cellpose", "numba", "numpy", "pyarrow", "scipy", "shapely", "spatialdata", "tifffile", "torch",
+             "zarr")  # fmt: skip
 
 
 def peak_rss_mb() -> float:
@@ -14,6 +20,12 @@ def peak_rss_mb() -> float:
     # Linux counts in KiB, macOS in bytes.
     divisor = 1024 if platform.system() == "Linux" else 1024**2
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / divisor
+
+
+def versions() -> dict[str, str]:
+    """Versions of cellquilt, Python and those packages with a say in the result that this process has loaded."""
+    loaded = {name: importlib.metadata.version(name) for name in _PACKAGES if name in sys.modules}
+    return {"cellquilt": __version__, "python": platform.python_version(), **loaded}
 
 
 @dataclass
@@ -43,7 +55,7 @@ class Record:
         return {
             "stage": self.stage,
             "sample": self.sample,
-            "version": __version__,
+            "versions": versions(),
             "parameters": self.parameters,
             "facts": self.facts,
             "seconds": round(time.monotonic() - self.started, 3),

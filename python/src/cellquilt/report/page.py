@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,6 @@ _ZOOM_TITLES = {
     "sparse": "Sparse place",
     "border": "Across a patch border",
 }
-_LIBRARIES = ("numpy", "numba", "zarr", "pyarrow", "shapely", "anndata", "spatialdata")
 
 
 def render(view: View, qc: Mapping[str, Any], accuracy: Mapping[str, Any] | None = None) -> str:
@@ -90,10 +88,21 @@ def render(view: View, qc: Mapping[str, Any], accuracy: Mapping[str, Any] | None
         "parameters": _parameters(view),
         "made": provenance(view.records, view.sample),
         "engine": _engine(view),
-        "libraries": [(name, metadata.version(name)) for name in _LIBRARIES],
+        "libraries": _libraries(qc["versions"]),
         "data": _embedded({"qc": qc, "accuracy": accuracy}),
     }
     return environment.get_template("report.html.j2").render(context)
+
+
+def _libraries(versions: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str]]:
+    """Packages and Python with the versions that made the sample; several where stages differ."""
+    found: dict[str, list[str]] = {}
+    for packages in versions.values():
+        for package, version in packages.items():
+            if version not in found.setdefault(package, []):
+                found[package].append(version)
+    found.pop("cellquilt", None)  # has a row of its own
+    return [(package, ", ".join(several)) for package, several in sorted(found.items())]
 
 
 def _embedded(data: Mapping[str, Any]) -> Any:

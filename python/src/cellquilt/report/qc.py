@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ _EMPTY: dict[str, Any] = {
     "patches": {"n": 0, "n_failed": 0, "n_missing": 0, "failed": []},
     "seconds": {"total": None},
     "peak_rss_mb": {"max": None},
+    "versions": {},
     "reasons": [],
 }
 _BATCH_ROWS = 1_000_000
@@ -325,8 +326,6 @@ def _patch_numbers(view: View, resolved: Mapping[str, Any], n_cells: int) -> dic
 def stage_costs(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Seconds and peak memory (MiB) by stage.
 
-    The segmentation tasks make no store; their records are found in resolve's facts.
-
     Returns
     -------
     dict
@@ -334,12 +333,25 @@ def stage_costs(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, flo
         which they ran.
     """
     costs: dict[str, dict[str, float]] = {}
+    for stage, record in _by_stage(records):
+        _add_cost(costs, stage, record)
+    return costs
+
+
+def stage_versions(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Versions of the packages that each stage had loaded, in the order in which the stages ran."""
+    versions: dict[str, dict[str, str]] = {}
+    for stage, record in _by_stage(records):
+        versions.setdefault(stage, {}).update(record.get("versions") or {})
+    return versions
+
+
+def _by_stage(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every record with its stage. The segmentation tasks make no store: theirs are found in resolve's facts."""
     for record in records:
         if record.get("stage") == "resolve":
-            for task in record.get("facts", {}).get("tasks", []):
-                _add_cost(costs, "segment", task)
-        _add_cost(costs, str(record.get("stage")), record)
-    return costs
+            yield from (("segment", task) for task in record.get("facts", {}).get("tasks", []))
+        yield str(record.get("stage")), record
 
 
 def _add_cost(costs: dict[str, dict[str, float]], stage: str, record: Mapping[str, Any]) -> None:
@@ -356,6 +368,7 @@ def _resources(view: View) -> dict[str, Any]:
     return {
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
         "peak_rss_mb": {**peaks, "max": max(peaks.values(), default=0.0)},
+        "versions": stage_versions(view.records),
     }
 
 

@@ -48,6 +48,33 @@ def _text(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def write_versions(qcs: Sequence[Path], output: Path, *, overwrite: bool = False) -> None:
+    """Write the versions of the packages that every stage used, as YAML: stage → package → version.
+
+    Parameters
+    ----------
+    qcs
+        The qc.json of every sample that came through, in any order.
+    output
+        The file to write. Where two samples were made by different versions, both stand there, comma-separated.
+    overwrite
+        Replace what stands there.
+    """
+    import yaml
+
+    found: dict[str, dict[str, set[str]]] = {}
+    for path in qcs:
+        for stage, packages in (read_qc(path).get("versions") or {}).items():
+            for package, version in packages.items():
+                found.setdefault(stage, {}).setdefault(package, set()).add(version)
+    named = {
+        stage: {package: ", ".join(sorted(several)) for package, several in packages.items()}
+        for stage, packages in found.items()
+    }
+    with atomic_path(output, overwrite=overwrite) as aside:
+        aside.write_text(yaml.safe_dump(named, sort_keys=True), encoding="utf-8")
+
+
 def write_samples(qcs: Sequence[Path], names: Sequence[str], output: Path, *, overwrite: bool = False) -> None:
     """Write ``samples.tsv``.
 

@@ -109,7 +109,14 @@ def report_slide(
     return Path(output)
 
 
-def samples_table(qcs: Sequence[Path], names: str | Sequence[str], output: Path, *, overwrite: bool = False) -> Path:
+def samples_table(
+    qcs: Sequence[Path],
+    names: str | Sequence[str],
+    output: Path,
+    *,
+    versions: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
     """Write the table of all samples of a run, failed ones too.
 
     Parameters
@@ -120,6 +127,8 @@ def samples_table(qcs: Sequence[Path], names: str | Sequence[str], output: Path,
         All samples of the run (comma-separated, or a list): the rows, in this order.
     output
         The file to write.
+    versions
+        Where to write the versions of the packages that every stage used (YAML).
     overwrite
         Replace what stands there.
 
@@ -128,8 +137,10 @@ def samples_table(qcs: Sequence[Path], names: str | Sequence[str], output: Path,
     pathlib.Path
         The table.
     """
-    from cellquilt.report.samples import write_samples
+    from cellquilt.report.samples import write_samples, write_versions
 
     listed = names.split(",") if isinstance(names, str) else list(names)
     write_samples(qcs, [name for name in listed if name], output, overwrite=overwrite)
+    if versions:
+        write_versions(qcs, versions, overwrite=overwrite)
     return Path(output)
