@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pytest
 import shapely
@@ -368,3 +369,22 @@ def test_importing_a_method_does_not_import_its_engine():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_task_costs_little_beside_its_engine(tmp_path):
+    """Pandas would be half a second of each of many thousand tasks; pyarrow imports it when given NumPy arrays."""
+    path = tmp_path / "cells.parquet"
+    code = (
+        "import sys, resource, numpy, shapely, cellquilt.segment.run as run;"
+        "from cellquilt.core.shapes import write_geoparquet;"
+        "geometry = shapely.box(numpy.arange(3), 0, numpy.arange(3) + 1, 2);"
+        "columns = {'label': numpy.arange(3, dtype='int32'), 'cut': numpy.array([True, False, True])};"
+        f"write_geoparquet({str(path)!r}, geometry, columns);"
+        "assert 'pandas' not in sys.modules;"
+        "used = resource.getrusage(resource.RUSAGE_SELF); assert used.ru_utime + used.ru_stime < 4, used"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    frame = geopandas.read_parquet(path)
+    assert (frame["label"].tolist(), frame["cut"].tolist()) == ([0, 1, 2], [True, False, True])
+    assert frame.geometry.bounds["maxx"].tolist() == [1, 2, 3]

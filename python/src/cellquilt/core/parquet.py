@@ -3,6 +3,7 @@
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,6 +20,33 @@ class ParquetWriter(pq.ParquetWriter):
     def __del__(self) -> None:
         if getattr(self, "is_open", False):
             self.abandon()
+
+
+def arrow_array(values: np.ndarray) -> pa.Array:
+    """A NumPy array as an Arrow one, without pandas where it holds numbers, bools or bytes.
+
+    ``pyarrow.array`` asks whether what it gets is of pandas, and imports pandas to know: half a second of a task of
+    which many thousand are started.
+
+    Parameters
+    ----------
+    values
+        (n,) numbers or bools (shared, not copied, where contiguous), bytes objects, or strings.
+    """
+    values = np.ascontiguousarray(values)
+    if values.dtype.kind == "b":
+        bits = np.packbits(values, bitorder="little")
+        return pa.Array.from_buffers(pa.bool_(), len(values), [None, pa.py_buffer(bits)])
+    if values.dtype.kind in "iuf":
+        kind = pa.from_numpy_dtype(values.dtype)
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+    if len(values) and isinstance(values[0], bytes):
+        joined = b"".join(values)
+        ends = np.cumsum(np.fromiter(map(len, values), np.int64, len(values)))
+        if len(joined) < 2**31:
+            offsets = np.concatenate([[0], ends]).astype(np.int32)
+            return pa.Array.from_buffers(pa.binary(), len(values), [None, pa.py_buffer(offsets), pa.py_buffer(joined)])
+    return pa.array(values.tolist(), pa.string() if values.dtype.kind == "U" else None)
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:

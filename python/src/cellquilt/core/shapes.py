@@ -16,7 +16,7 @@ import shapely
 
 from cellquilt.core import zarr_json
 from cellquilt.core.errors import CellquiltError
-from cellquilt.core.parquet import write_parquet
+from cellquilt.core.parquet import arrow_array, write_parquet
 from cellquilt.core.transforms import Affine, element_transforms, to_ngff
 
 METADATA_KEY = b"cellquilt"
@@ -80,10 +80,10 @@ def write_geoparquet(
         Plain data, stored as JSON under the file's metadata key ``cellquilt``.
     """
     geometry = np.asarray(geometry, dtype=object)
-    arrays: dict[str, pa.Array] = {name: pa.array(values) for name, values in columns.items()}
-    arrays["geometry"] = pa.array(shapely.to_wkb(geometry), type=pa.binary())
+    arrays: dict[str, pa.Array] = {name: arrow_array(values) for name, values in columns.items()}
+    arrays["geometry"] = arrow_array(shapely.to_wkb(geometry)).cast(pa.binary())
     if index is not None:
-        arrays[index[0]] = pa.array(np.asarray(index[1], dtype=object), type=pa.string())
+        arrays[index[0]] = pa.array(np.asarray(index[1], dtype=object).tolist(), type=pa.string())
     table = pa.table(arrays)
     bbox = shapely.total_bounds(geometry).tolist() if len(geometry) else None
     types = sorted({_TYPE_NAMES[code] for code in np.unique(shapely.get_type_id(geometry)).tolist()})
