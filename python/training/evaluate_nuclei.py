@@ -170,7 +170,7 @@ def main() -> None:
     estimated: dict[str, float] = {}
 
     def with_estimate(sample: nd.Sample) -> np.ndarray:
-        estimated[sample.name] = round(estimate(segment, sample.image), 2)
+        estimated[sample.name] = round(estimate(segment, sample.image, start_px=(metadata["diam_mean_px"],)), 2)
         return segment(sample.image, estimated[sample.name])
 
     methods: dict[str, Callable[[nd.Sample], np.ndarray]] = {

@@ -15,6 +15,7 @@ from cellquilt.geometry.polygonize import labels_to_polygons
 from cellquilt.patches.grid import Lattice, make_grid
 from cellquilt.segment import cellpose, engine
 from cellquilt.segment.arrays import ArrayImage, in_raster_order
+from cellquilt.segment.cpnet import read_metadata
 from cellquilt.segment.diameter import estimate_diameter, radii_of, typical_diameter
 from cellquilt.segment.dynamics import masks_from_flows
 from cellquilt.segment.generic import as_labels, import_function, rainfall
@@ -337,7 +338,7 @@ def test_cellpose_plans_without_its_library(tmp_path):
     image, _ = slide(800)
     plan = engine.plan("cellpose", image, {"cellpose_diameter_um": 6.0})
     assert plan.diameter_px == 12
-    assert plan.lattice.rescale == pytest.approx(17 / 12)
+    assert plan.lattice.rescale == pytest.approx(read_metadata(cellpose.SHIPPED_FILE)["diam_mean_px"] / 12)
     assert plan.facts["diameter_from"] == "setting"
     assert engine.plan("cellpose", image).facts["diameter_from"] == "estimate"
     with pytest.raises(CellquiltError, match="at most 2"):

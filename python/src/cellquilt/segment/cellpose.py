@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 SHIPPED = "nuclei"
 SHIPPED_FILE = Path(__file__).parent / "weights" / "nuclei.npz"
-NUCLEI_DIAMETER_PX = 17.0  # what nuclear models see a nucleus as
+NUCLEI_DIAMETER_PX = 17.0  # what published nuclear models see a nucleus as; the shipped one says it itself
 OTHER_DIAMETER_PX = 30.0
 
 _CELL_UM = 15.0
@@ -62,7 +62,8 @@ def plan(image: "Image", settings: Mapping[str, Any], regions: np.ndarray | None
     diameter = length_px(settings, "cellpose_diameter", image.pixel_size_um, default=False)
     given = diameter is not None
     facts: dict[str, Any] = {"diameter_from": "setting"}
-    if diameter is None and model_diameter == NUCLEI_DIAMETER_PX:
+    nuclear_model = generation == "3" and (model == SHIPPED or model_diameter == NUCLEI_DIAMETER_PX)
+    if diameter is None and nuclear_model:
         diameter, counted = _estimate(image, channels, settings, regions)
         facts = {"diameter_from": "estimate" if counted else "default", "diameter_measured_on": counted}
     elif diameter is None:
@@ -84,7 +85,7 @@ def plan(image: "Image", settings: Mapping[str, Any], regions: np.ndarray | None
         "threads": setting(settings, "threads"),
         "min_size_px": settings.get("cellpose_min_size_px") or 15,
     }
-    nuclear = model_diameter == NUCLEI_DIAMETER_PX or is_nuclear_stain(channels)
+    nuclear = nuclear_model or is_nuclear_stain(channels)
     return Plan("cellpose", channels, float(diameter), lattice, nuclear, engine, facts)
 
 
@@ -103,9 +104,7 @@ def _estimate(
 def _model_diameter(model: str, generation: str) -> float:
     if generation == "4":
         return OTHER_DIAMETER_PX
-    if model == SHIPPED:
-        return NUCLEI_DIAMETER_PX
-    path = Path(model)
+    path = SHIPPED_FILE if model == SHIPPED else Path(model)
     stored = _stored_diameter(path) if path.is_file() else None
     if stored is not None:
         return stored

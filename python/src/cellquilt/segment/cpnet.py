@@ -97,7 +97,7 @@ def estimate_diameter_px(
     segment: Callable[[np.ndarray, float], np.ndarray],
     image: np.ndarray,
     *,
-    start_px: Sequence[float] = (17.0,),
+    start_px: Sequence[float],
     tolerance: float = 0.2,
     max_rounds: int = 3,
 ) -> float:
