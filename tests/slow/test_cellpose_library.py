@@ -26,20 +26,21 @@ from cellquilt.patches.grid import Lattice, make_grid
 from cellquilt.patches.normalize import Normalization
 from cellquilt.segment import cellpose
 from cellquilt.segment.arrays import ArrayImage, MemoryBundle
-from cellquilt.segment.cpnet import STOCK_NBASE, load_state_dict
+from cellquilt.segment.cpnet import STOCK_NBASE, load_state_dict, read_metadata
 
 image, model, diameter = np.load(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 torch.set_num_threads(1)
 weights = cellpose.find_weights(model)
 stock = CPnet(list(STOCK_NBASE), 3, sz=3, mkldnn=False)
 stock.load_state_dict({key: torch.from_numpy(value) for key, value in load_state_dict(weights).items()})
-scale = None if diameter == 17 else 17 / diameter
+nominal = read_metadata(weights)["diam_mean_px"]
+scale = None if diameter == nominal else nominal / diameter
 flows = core.run_net(stock, np.stack([image, 0 * image], -1)[None], rsz=scale)[0]
 if scale:
     flows = transforms.resize_image(flows, *image.shape)
 flows = flows[0].transpose(2, 0, 1)
 theirs = dynamics.compute_masks(
-    np.ascontiguousarray(flows[:2]), np.ascontiguousarray(flows[2]), niter=int(200 * diameter / 17),
+    np.ascontiguousarray(flows[:2]), np.ascontiguousarray(flows[2]), niter=int(200 * diameter / nominal),
     flow_threshold=0.4, max_size_fraction=1.0,
 ).astype(int)
 theirs[np.bincount(theirs.ravel())[theirs] < 15] = 0

@@ -45,6 +45,49 @@ def expand_labels(labels: NDArray[np.int32], distance_px: float) -> NDArray[np.i
 
 
 @numba.njit(cache=True, nogil=True)
+def _lower_envelope(steps, reach, column, height, begin):
+    """Of a row's parabolas those that are lowest somewhere, by Felzenszwalb and Huttenlocher (2012).
+
+    Parameters
+    ----------
+    steps
+        (w,) int32, distance from each pixel along its column to a seed, either sign.
+    reach
+        Columns whose seed is farther have no parabola.
+    column, height, begin
+        (w,) int32, int64, int32, filled: column of each parabola, its squared distance there, and the first pixel
+        where it is lowest.
+
+    Returns
+    -------
+    int
+        How many there are.
+    """
+    n = 0
+    w = steps.size
+    for u in range(w):
+        g = np.int64(abs(steps[u]))
+        if g > reach:
+            continue
+        g *= g
+        start = np.int64(0)
+        while n > 0:
+            i = np.int64(column[n - 1])
+            # Strictly beyond this point u is lower than i; at it they are equal and i, further left, stays.
+            start = (np.int64(u) * u - i * i + g - height[n - 1]) // (2 * (u - i)) + 1
+            if start > begin[n - 1]:
+                break
+            n -= 1
+            start = np.int64(0)
+        if start < w:
+            column[n] = u
+            height[n] = g
+            begin[n] = start
+            n += 1
+    return n
+
+
+@numba.njit(cache=True, nogil=True)
 def _expand(labels, limit):
     """`limit` is the largest squared distance."""
     h, w = labels.shape
@@ -74,32 +117,13 @@ def _expand(labels, limit):
             near = min(near, abs(d))
         any_seed[y] = near <= reach
     out = np.zeros((h, w), dtype=np.int32)
-    column = np.empty(w, dtype=np.int32)  # the parabolas of the envelope: their column,
-    height = np.empty(w, dtype=np.int64)  # their squared distance along it,
-    begin = np.empty(w, dtype=np.int32)  # and the first pixel where they are lowest
+    column = np.empty(w, dtype=np.int32)
+    height = np.empty(w, dtype=np.int64)
+    begin = np.empty(w, dtype=np.int32)
     for y in range(h):
         if not any_seed[y]:
             continue
-        n = 0
-        for u in range(w):
-            g = np.int64(abs(down[y, u]))
-            if g > reach:
-                continue
-            g *= g
-            start = np.int64(0)
-            while n > 0:
-                i = np.int64(column[n - 1])
-                # Strictly beyond this point u is lower than i; at it they are equal and i, further left, stays.
-                start = (np.int64(u) * u - i * i + g - height[n - 1]) // (2 * (u - i)) + 1
-                if start > begin[n - 1]:
-                    break
-                n -= 1
-                start = np.int64(0)
-            if start < w:
-                column[n] = u
-                height[n] = g
-                begin[n] = start
-                n += 1
+        n = _lower_envelope(down[y], reach, column, height, begin)
         k = 0
         for x in range(w):
             if labels[y, x] != 0:
@@ -136,29 +160,11 @@ def squared_distance(seeds, out):
         for y in range(h - 1, -1, -1):
             steps = np.int64(0) if seeds[y, x] != 0 else min(steps + 1, far)
             out[y, x] = min(out[y, x], steps)
-    column = np.empty(w, dtype=np.int64)
+    column = np.empty(w, dtype=np.int32)
     height = np.empty(w, dtype=np.int64)
-    begin = np.empty(w, dtype=np.int64)
+    begin = np.empty(w, dtype=np.int32)
     for y in range(h):
-        n = 0
-        for u in range(w):
-            g = np.int64(out[y, u])
-            if g >= far:
-                continue
-            g *= g
-            start = np.int64(0)
-            while n > 0:
-                i = column[n - 1]
-                start = (np.int64(u) * u - i * i + g - height[n - 1]) // (2 * (u - i)) + 1
-                if start > begin[n - 1]:
-                    break
-                n -= 1
-                start = np.int64(0)
-            if start < w:
-                column[n] = u
-                height[n] = g
-                begin[n] = start
-                n += 1
+        n = _lower_envelope(out[y], far - 1, column, height, begin)
         k = 0
         for x in range(w):
             if n == 0:
@@ -166,5 +172,5 @@ def squared_distance(seeds, out):
                 continue
             while k + 1 < n and begin[k + 1] <= x:
                 k += 1
-            dx = x - column[k]
+            dx = np.int64(x - column[k])
             out[y, x] = dx * dx + height[k]

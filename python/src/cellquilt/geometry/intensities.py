@@ -5,14 +5,12 @@ Each polygon is measured for itself, so overlapping polygons each get their own 
 made. A window's contribution is added to what other windows gave, so a polygon may lie across any number of them.
 """
 
-import math
-
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from cellquilt.geometry.polygons import Rings
-from cellquilt.geometry.rasterize import row_crossings
+from cellquilt.geometry.rasterize import row_crossings, rows_in_window, run_between
 
 
 class Intensities:
@@ -109,18 +107,9 @@ def _accumulate(
     for k in range(subset.size):
         p = subset[k]
         ring_start, ring_stop = polygon_offsets[p], polygon_offsets[p + 1]
-        first, last = ring_offsets[ring_start], ring_offsets[ring_stop]
-        if first == last:
+        row, n_rows = rows_in_window(coords[ring_offsets[ring_start] : ring_offsets[ring_stop]], y0, x0, h, w)
+        if n_rows == 0:
             continue
-        low_x = high_x = coords[first, 0]
-        low_y = high_y = coords[first, 1]
-        for v in range(first, last):
-            low_x, high_x = min(low_x, coords[v, 0]), max(high_x, coords[v, 0])
-            low_y, high_y = min(low_y, coords[v, 1]), max(high_y, coords[v, 1])
-        if not (high_x > x0 and low_x < x0 + w and high_y > y0 and low_y < y0 + h):  # also where a coordinate is NaN
-            continue
-        row = max(math.floor(low_y), y0)
-        n_rows = min(math.ceil(high_y), y0 + h) - row
         xs = row_crossings(coords, ring_start, ring_stop, ring_offsets, row, n_rows, starts, xs)
         # First the runs of pixels, then channel by channel, so that each channel's sums stay in registers.
         if xs.size > lefts.size:
@@ -131,8 +120,7 @@ def _accumulate(
         n = 0
         for i in range(n_rows):
             for c in range(starts[i], starts[i + 1] - 1, 2):
-                left = max(math.ceil(xs[c] - 0.5) - x0, 0)
-                right = min(math.ceil(xs[c + 1] - 0.5) - x0, w)
+                left, right = run_between(xs[c], xs[c + 1], x0, w)
                 if left < right:
                     rows[n_runs], lefts[n_runs], rights[n_runs] = row - y0 + i, left, right
                     n_runs += 1

@@ -141,7 +141,8 @@ def _as_int32(labels: NDArray[np.integer]) -> NDArray[np.int32]:
 
 
 @numba.njit(cache=True, nogil=True)
-def _root(parent, i):
+def root_of(parent, i):
+    """Root of a union-find forest's node; the path to it is halved on the way."""
     while parent[i] != i:
         parent[i] = parent[parent[i]]
         i = parent[i]
@@ -171,8 +172,8 @@ def _connected_parts(labels):
             elif left < 0 or left == up:
                 parts[y + 1, x + 1] = up
             else:
-                a = _root(parent, up)
-                b = _root(parent, left)
+                a = root_of(parent, up)
+                b = root_of(parent, left)
                 if a < b:
                     parent[b] = a
                 else:

@@ -56,6 +56,36 @@ def polygons_to_labels(
 
 
 @numba.njit(cache=True, nogil=True)
+def rows_in_window(coords, y0, x0, h, w):
+    """First row and number of rows of a window that a polygon may reach, 0 rows if its bounding box is outside.
+
+    Parameters
+    ----------
+    coords
+        (n, 2) vertices of all its rings. With a NaN among them it is outside.
+    y0, x0, h, w
+        The window.
+    """
+    if coords.shape[0] == 0:
+        return y0, 0
+    low_x = high_x = coords[0, 0]
+    low_y = high_y = coords[0, 1]
+    for v in range(coords.shape[0]):
+        low_x, high_x = min(low_x, coords[v, 0]), max(high_x, coords[v, 0])
+        low_y, high_y = min(low_y, coords[v, 1]), max(high_y, coords[v, 1])
+    if not (high_x > x0 and low_x < x0 + w and high_y > y0 and low_y < y0 + h):
+        return y0, 0
+    row = max(math.floor(low_y), y0)
+    return row, min(math.ceil(high_y), y0 + h) - row
+
+
+@numba.njit(cache=True, nogil=True)
+def run_between(a, b, x0, w):
+    """Pixels of a window's row, from and up to but without, whose middles lie between two crossings."""
+    return max(math.ceil(a - 0.5) - x0, 0), min(math.ceil(b - 0.5) - x0, w)
+
+
+@numba.njit(cache=True, nogil=True)
 def row_crossings(coords, ring_start, ring_stop, ring_offsets, y0, n_rows, starts, xs):
     """Where a polygon's edges cross the middles of rows of pixels.
 
@@ -130,23 +160,13 @@ def _paint(coords, ring_offsets, polygon_offsets, index, values, out, y0, x0, ov
     for k in range(index.size):
         p = index[k]
         ring_start, ring_stop = polygon_offsets[p], polygon_offsets[p + 1]
-        first, last = ring_offsets[ring_start], ring_offsets[ring_stop]
-        if first == last:
+        row, n_rows = rows_in_window(coords[ring_offsets[ring_start] : ring_offsets[ring_stop]], y0, x0, h, w)
+        if n_rows == 0:
             continue
-        low_x = high_x = coords[first, 0]
-        low_y = high_y = coords[first, 1]
-        for v in range(first, last):
-            low_x, high_x = min(low_x, coords[v, 0]), max(high_x, coords[v, 0])
-            low_y, high_y = min(low_y, coords[v, 1]), max(high_y, coords[v, 1])
-        if not (high_x > x0 and low_x < x0 + w and high_y > y0 and low_y < y0 + h):  # also where a coordinate is NaN
-            continue
-        row = max(math.floor(low_y), y0)
-        n_rows = min(math.ceil(high_y), y0 + h) - row
         xs = row_crossings(coords, ring_start, ring_stop, ring_offsets, row, n_rows, starts, xs)
         for i in range(n_rows):
             for c in range(starts[i], starts[i + 1] - 1, 2):
-                left = max(math.ceil(xs[c] - 0.5) - x0, 0)
-                right = min(math.ceil(xs[c + 1] - 0.5) - x0, w)
+                left, right = run_between(xs[c], xs[c + 1], x0, w)
                 for x in range(left, right):
                     if overwrite or out[row - y0 + i, x] == 0:
                         out[row - y0 + i, x] = values[p]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
+from cellquilt.geometry.polygonize import root_of
 from cellquilt.simulate.cells import ANGLES, IN_PLANE, NO_NUCLEUS, Cells
 
 MIN_AREA_UM2 = 12.0  # about 4 µm across; what neighbours squeeze below this is no cell
@@ -161,14 +162,6 @@ def _paint_nuclei(state, xy, outline, y0, x0, pixel, cells, nuclei):
 
 
 @numba.njit(cache=True, nogil=True)
-def _root(parent, k):
-    while parent[k] != k:
-        parent[k] = parent[parent[k]]
-        k = parent[k]
-    return k
-
-
-@numba.njit(cache=True, nogil=True)
 def keep_largest_part(labels, n, least):
     """Keep of every label its largest 4-connected part (ties: the first in raster order), in place.
 
@@ -208,13 +201,13 @@ def keep_largest_part(labels, n, least):
                 owner[used] = value
             size[row[i]] += 1
             if j > 0 and labels[j - 1, i] == value:
-                a, b = _root(parent, part_of[j - 1, i]), _root(parent, row[i])
+                a, b = root_of(parent, part_of[j - 1, i]), root_of(parent, row[i])
                 if a < b:
                     parent[b] = a
                 elif b < a:
                     parent[a] = b
     for k in range(1, used + 1):
-        root = _root(parent, k)
+        root = root_of(parent, k)
         if root != k:
             size[root] += size[k]
     best = np.zeros(n + 1, np.int32)
@@ -224,5 +217,5 @@ def keep_largest_part(labels, n, least):
     for j in range(height):
         for i in range(width):
             value = labels[j, i]
-            if value != 0 and _root(parent, part_of[j, i]) != best[value]:
+            if value != 0 and root_of(parent, part_of[j, i]) != best[value]:
                 labels[j, i] = 0
