@@ -25,8 +25,8 @@ test: setup lint ## What CI runs: lint, types, layers, all tests
 test-fast: setup ## Tests that take under two minutes together
 	$(PYTEST) -m "not bench and not slow" tests $(ARGS)
 
-bench: setup ## All benchmarks; one of them: .venv/core/bin/python tests/benchmarks/bench_resolve.py --help
-	@for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(CORE)/python "$$bench" $(ARGS) || exit 1; done
+bench: setup ## Benchmarks, side by side with Sopa: make bench PEER=/path/to/python ARGS="--cases 'resolve-*'"
+	$(CORE)/python tests/benchmarks/compare.py $(if $(PEER),--peer $(PEER)) $(ARGS)
 
 lint: setup ## Style, types and the order of the layers
 	$(CORE)/ruff check --config python/pyproject.toml $(CODE)

@@ -109,6 +109,43 @@ def print_table(scores: dict[str, dict[str, object]]) -> None:
     line("pooled", first["n"], first["nuclei"], [scores[m]["pooled"] for m in methods])
 
 
+def card_tables(scores: dict[str, dict[str, object]]) -> str:
+    """The two tables of the model card, in Markdown.
+
+    Parameters
+    ----------
+    scores : dict
+        Method name to the result of ``nuclei_data.summarise``.
+
+    Returns
+    -------
+    str
+        Means over images with a row a group, then the pooled AP@0.5 of each group.
+    """
+    columns = {"model": "model", "watershed": "watershed", "model, known d": "model, known diameter",
+               "watershed, known d": "watershed, known diameter"}  # fmt: skip
+    first = scores["model"]
+
+    def row(name: str, n: int, nuclei: int, values: list[list[float]]) -> str:
+        return f"| {name} | {n} | {nuclei} | " + " | ".join(f"{a:.3f} | {b:.3f}" for a, b in values) + " |"
+
+    lines = [
+        "| | images | nuclei | " + " | ".join(f"{title} AP@0.5 | AP@0.75" for title in columns.values()) + " |",
+        "|" + "---|" * (3 + 2 * len(columns)),
+    ]
+    for group, summary in first["groups"].items():
+        means = [scores[m]["groups"][group]["mean"] for m in columns]
+        lines.append(row(f"`{group}`", summary["n"], summary["nuclei"], means))
+    for kind, name in (("mean", "**mean over images**"), ("pooled", "**pooled** (sums of TP, FP, FN)")):
+        lines.append(row(name, first["n"], first["nuclei"], [scores[m][kind] for m in columns]))
+    lines += ["", "Pooled AP@0.5 within each group:", "", "| | " + " | ".join(columns) + " |"]
+    lines.append("|" + "---|" * (1 + len(columns)))
+    for group in first["groups"]:
+        pooled = [f"{scores[m]['groups'][group]['pooled'][0]:.3f}" for m in columns]
+        lines.append(f"| `{group}` | " + " | ".join(pooled) + " |")
+    return "\n".join(lines)
+
+
 def shortfalls(model: dict[str, object], watershed: dict[str, object]) -> list[str]:
     """Requirements that the scores miss, as sentences; empty if all are met.
 
@@ -194,6 +231,7 @@ def main() -> None:
     print_table(scores)
     missed = shortfalls(scores["model"], scores["watershed"])
     print("All requirements are met." if not missed else "Missed:\n  " + "\n  ".join(missed))
+    print(card_tables(scores))
     error = np.array([abs(np.log(estimated[s.name] / s.diameter_px)) for s in scored])
     print(f"estimated diameter within 20 % of the annotated median: {(error < np.log(1.2)).mean():.1%} of images")
     if args.json:

@@ -1,36 +1,46 @@
-"""What it costs to write an image with its pyramid: CPU and wall seconds, bytes on disk, peak memory.
+"""Write an image of four channels with its pyramid: ours in tiles as a reader hands them on, Sopa as its readers do.
 
-Run as ``python tests/benchmarks/bench_images.py --sizes 4096,8192``; one line of JSON a measurement, each in a process
-of its own, so that peak memory is that of one image. `noisy_image` needs numpy alone: a peer in another environment
-imports it from here and writes the same pixels.
+Sopa's readers make a lazy image with chunks of (1, 1024, 1024) and scale factors 2, 2, 2, 2, and write it as part of a
+SpatialData object. Both get the same pixels from memory, so that reading a file is not part of it. Compared are the
+pixels of the full level, read back by each tool, and the bytes on disk of all levels.
 """
 
-import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from harness import OURS, PEER, Case, Comparison, disk_bytes
 
 CHANNELS = ("DAPI", "PolyT", "Cellbound1", "Cellbound2")
 TILE = 2048
+N_TILES = 4
+
+CASES = tuple(
+    Case(
+        f"write-{size // 1024}k",
+        {"pixels": size},
+        quick={"pixels": 1536},
+        warm={"pixels": 1026},
+        target=5.0,
+        no_larger=True,
+    )
+    for size in (4096, 8192, 16384)
+)
 
 
-def noisy_tile(row: int, column: int, channel: int, size: int = TILE, seed: int = 0) -> np.ndarray:
+def noisy_tile(number: int, channel: int, size: int = TILE, seed: int = 0) -> np.ndarray:
     """A tile of a 16-bit micrograph: nuclei-like spots on a background, with photon and read noise.
 
     Returns
     -------
     numpy.ndarray
-        (size, size) uint16, the same for the same arguments on any machine with the same numpy.
+        (size, size) uint16.
     """
-    rng = np.random.default_rng((seed, channel, row, column))
+    rng = np.random.default_rng((seed, channel, number))
     y, x = np.mgrid[-16:17, -16:17]
     spot = np.exp(-(((y**2 + x**2) / (2 * 6.0**2)) ** 2))
     signal = np.full((size + 32, size + 32), 400.0, dtype=np.float32)
@@ -45,109 +55,106 @@ def noisy_tile(row: int, column: int, channel: int, size: int = TILE, seed: int 
     return np.clip(signal + noise, 0, 65535).astype(np.uint16)
 
 
-def noisy_image(size: int) -> np.ndarray:
-    """A whole image for peers that need one in memory: (4, size, size) uint16."""
-    image = np.empty((len(CHANNELS), size, size), dtype=np.uint16)
-    for channel, y, x, block in blocks(size):
-        image[channel, y : y + TILE, x : x + TILE] = block
-    return image
+def make_input(sizes: dict[str, Any], folder: Path) -> None:
+    """Four tiles a channel, repeated over the image: compressors look back less far than a tile."""
+    tiles = [[noisy_tile(number, channel) for number in range(N_TILES)] for channel in range(len(CHANNELS))]
+    np.save(folder / "tiles.npy", np.asarray(tiles))
 
 
-def blocks(size: int) -> Iterator[tuple[int, int, int, np.ndarray]]:
-    """(channel, y0, x0, block) of `noisy_image`, by channel and in raster order.
-
-    Four tiles a channel are drawn before the first block and repeated: drawing must not count as writing, and
-    compressors look back less far than a tile.
-    """
-    drawn = [[noisy_tile(0, number, channel) for number in range(4)] for channel in range(len(CHANNELS))]
-    return _repeat(drawn, size)
+def prepare(sizes: dict[str, Any], folder: Path, tool: str) -> None:
+    """Nothing: the pixels come from memory."""
 
 
-def _repeat(drawn: list[list[np.ndarray]], size: int) -> Iterator[tuple[int, int, int, np.ndarray]]:
-    for channel, tiles in enumerate(drawn):
-        corners = [(y, x) for y in range(0, size, TILE) for x in range(0, size, TILE)]
+def blocks(tiles: np.ndarray, pixels: int) -> Iterator[tuple[int, int, int, np.ndarray]]:
+    """(channel, y0, x0, block) of the image, by channel and in raster order."""
+    for channel, drawn in enumerate(tiles):
+        corners = [(y, x) for y in range(0, pixels, TILE) for x in range(0, pixels, TILE)]
         for number, (y, x) in enumerate(corners):
-            yield channel, y, x, tiles[number % len(tiles)][: size - y, : size - x]
+            yield channel, y, x, drawn[number % N_TILES][: pixels - y, : pixels - x]
 
 
-def cpu_seconds() -> float:
-    """User and system time of this process so far."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+def load(sizes: dict[str, Any], folder: Path, tool: str) -> Callable[[], Path]:
+    """The writing, with the pixels in memory."""
+    tiles = np.load(folder / "tiles.npy")
+    target = folder / f"{tool}.zarr"
+    shutil.rmtree(target, ignore_errors=True)
+    return _load_ours(tiles, sizes["pixels"], target) if tool == OURS else _load_peer(tiles, sizes["pixels"], target)
 
 
-def disk_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(os.path.getsize(Path(root) / name) for root, _, names in os.walk(folder) for name in names)
-
-
-def measure(size: int, pyramid: bool) -> dict[str, object]:
-    """Write one image and say what it took, without drawing it."""
-    from cellquilt.core import images
-
-    if not pyramid:
-        images.SMALLEST_LEVEL_PX = size
-    with tempfile.TemporaryDirectory() as scratch:
-        element = Path(scratch) / "image"
-        maps = {"global": np.eye(3), "microns": np.diag([0.1, 0.1, 1.0])}
-        _warm(Path(scratch))
-        source = blocks(size)
-        cpu, wall = cpu_seconds(), time.perf_counter()
-        with images.ImageWriter(element, (len(CHANNELS), size, size), np.uint16, CHANNELS, maps) as writer:
-            for channel, y, x, block in source:
-                writer.write(block, y, x, channel)
-        cpu, wall = cpu_seconds() - cpu, time.perf_counter() - wall
-        raw = len(CHANNELS) * size * size * 2
-        return {
-            "bench": "write_image",
-            "tool": "cellquilt",
-            "size": size,
-            "levels": len(images.level_shapes(size, size)),
-            "cpu_s": round(cpu, 2),
-            "wall_s": round(wall, 2),
-            "bytes": disk_bytes(element),
-            "bytes_s0": disk_bytes(element / "s0"),
-            "raw_bytes_s0": raw,
-            "zstd_default_bytes_s0": _zstd_size(element, size),
-            "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-        }
-
-
-def _warm(scratch: Path) -> None:
-    """Compile or load the kernels: a fixed cost, not part of what an image takes."""
+def _load_ours(tiles: np.ndarray, pixels: int, target: Path) -> Callable[[], Path]:
     from cellquilt.core.images import ImageWriter
 
-    with ImageWriter(scratch / "warm", (1, 1026, 1026), np.uint16, ["a"], {}, chunk_px=2048) as writer:
-        writer.write(np.ones((1, 1026, 1026), np.uint16), 0, 0)
+    shape = (len(CHANNELS), pixels, pixels)
+    maps = {"global": np.eye(3), "microns": np.diag([0.1, 0.1, 1.0])}
+
+    def write() -> Path:
+        with ImageWriter(target / "images" / "image", shape, np.uint16, CHANNELS, maps) as writer:
+            for channel, y, x, block in blocks(tiles, pixels):
+                writer.write(block, y, x, channel)
+        return target
+
+    return write
 
 
-def _zstd_size(element: Path, size: int) -> int:
-    """Bytes of the full level as spatialdata writes it by default (plain zstd, level 0), from the first four chunks."""
+def _load_peer(tiles: np.ndarray, pixels: int, target: Path) -> Callable[[], Path]:
+    import dask.array as da
+    import spatialdata
+    from sopa.io.reader.utils import _default_image_kwargs
+    from spatialdata.models import Image2DModel
+
+    options, _ = _default_image_kwargs()
+    across = -(-pixels // TILE)
+    planes: list[Any] = []
+    for channel in range(len(CHANNELS)):
+        parts = [block for number, _, _, block in blocks(tiles, pixels) if number == channel]
+        lazy = [da.from_array(block[None], chunks=(1, 1024, 1024), name=False) for block in parts]
+        planes.append(da.block([lazy[row * across : (row + 1) * across] for row in range(across)]))
+
+    def write() -> Path:
+        image = da.concatenate(planes, axis=0).rechunk(options["chunks"])
+        model = Image2DModel.parse(image, dims=("c", "y", "x"), c_coords=CHANNELS, **options)
+        spatialdata.SpatialData(images={"image": model}).write(target)
+        return target
+
+    return write
+
+
+def finish(result: Path, sizes: dict[str, Any], folder: Path, tool: str) -> dict[str, Any]:
+    """Bytes on disk, and the checksum of the full level."""
+    element = result / "images" / "image"
+    line = {
+        "bytes": disk_bytes(element),
+        "bytes_of_pixels": len(CHANNELS) * sizes["pixels"] ** 2 * 2,
+        "files": sum(1 for path in element.rglob("*") if path.is_file()),
+        "checksum": _checksum_ours(element) if tool == OURS else _checksum_peer(result),
+    }
+    (folder / f"{tool}.json").write_text(json.dumps(line))
+    shutil.rmtree(result)
+    return line
+
+
+def _checksum_ours(element: Path) -> int:
     from cellquilt.core.images import Image
-    from numcodecs import Zstd
 
-    image, total, seen = Image(element), 0, 0
-    for y0, y1, x0, x1 in list(image.windows(TILE))[:4]:
-        for channel in range(len(CHANNELS)):
-            pixels = image.read(y0, y1, x0, x1, channels=[channel])
-            total, seen = total + len(Zstd(level=0).encode(pixels)), seen + pixels.nbytes
-    return int(total * (len(CHANNELS) * size * size * 2 / seen))
+    image, total = Image(element), 0
+    _, height, width = image.shape
+    for y in range(0, height, TILE):
+        total = zlib.crc32(np.ascontiguousarray(image.read(y, min(y + TILE, height), 0, width)).tobytes(), total)
+    return total
 
 
-def main() -> None:
-    """Measure each size in a process of its own."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="4096,8192")
-    parser.add_argument("--no-pyramid", action="store_true", help="the full level only")
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one:
-        print(json.dumps(measure(arguments.one, not arguments.no_pyramid)), flush=True)
-        return
-    flags = ["--no-pyramid"] if arguments.no_pyramid else []
-    for size in arguments.sizes.split(","):
-        subprocess.run([sys.executable, __file__, "--one", size.strip(), *flags], check=True)
+def _checksum_peer(store: Path) -> int:
+    import spatialdata
+
+    pixels, total = spatialdata.read_zarr(store)["image"]["scale0"].image.data, 0
+    for y in range(0, pixels.shape[1], TILE):
+        total = zlib.crc32(np.ascontiguousarray(pixels[:, y : y + TILE].compute()).tobytes(), total)
+    return total
 
 
-if __name__ == "__main__":
-    main()
+def compare(sizes: dict[str, Any], folder: Path) -> Comparison:
+    """Pixels equal? Whose store is larger?"""
+    ours, peer = (json.loads((folder / f"{tool}.json").read_text()) for tool in (OURS, PEER))
+    equal = ours["checksum"] == peer["checksum"]
+    size = f"{ours['bytes'] / 1e6:.1f} MB in {ours['files']} files against {peer['bytes'] / 1e6:.1f} in {peer['files']}"
+    return Comparison(equal, f"full level {'the same' if equal else 'DIFFERS'}; {size}")

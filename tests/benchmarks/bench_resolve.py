@@ -1,28 +1,31 @@
 """Resolve cells at patch borders: ours and Sopa's on the same polygons.
 
 Cells are near-circles of 24 to 60 vertices on a jittered grid; those in the overlap of neighbouring patches are there
-twice, the second copy shifted and scaled a little (5 % of the polygons are second copies). Needs numpy and shapely
-only, so that the peer can run it in its own environment:
-
-    python tests/benchmarks/bench_resolve.py --cells 10000,100000,1000000
-    python tests/benchmarks/bench_resolve.py --cells 10000,100000 --peer      # where sopa is installed
-
-One JSON line a size: seconds of CPU and wall for the resolution alone (polygons made, code compiled), peak memory of
-the process, cells in and out.
+twice, the second copy shifted and scaled a little (5 % of the polygons are second copies). Measured is our default
+rule, which chooses one of the copies; Sopa merges them. So for the comparison ours also runs, after the clock, with the
+rule ``union``.
 """
 
-import argparse
-import json
-import resource
-import sys
-import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import shapely
+from harness import OURS, PEER, Case, Comparison
 
 SPACING = 24.0  # px between cells
 PATCH = 2048.0
 OVERLAP = 51.2  # px; makes about 5 % second copies in a plane of many patches
+
+_WARM = {"cells": 3000}
+_QUICK = {"cells": 10_000}
+CASES = (
+    Case("resolve-10k", {"cells": 10_000, "lattice": False}, warm=_WARM),
+    Case("resolve-100k", {"cells": 100_000, "lattice": False}, _QUICK, _WARM, target=20.0),
+    Case("resolve-100k-lattice", {"cells": 100_000, "lattice": True}, _QUICK, _WARM),
+    Case("resolve-1m", {"cells": 1_000_000, "lattice": False}, _QUICK, _WARM, target=100.0),
+)
 
 
 def make_cells(n: int, *, lattice: bool = False, seed: int = 0):
@@ -92,52 +95,63 @@ def _on_lattice(xy, offsets):
     return out
 
 
-def ours(geometry, patch, cut, depth, rule):
-    from cellquilt.resolve.choose import resolve_cells
-
-    result = resolve_cells(geometry, patch, cut, depth, rule=rule)
-    return len(result.geometry), {
-        "n_merged": result.n_merged,
-        "n_cut": result.n_cut,
-        "n_conflicts": result.n_conflicts,
-        "conflict_rate": round(result.conflict_rate, 4),
-    }
+def make_input(sizes: dict[str, Any], folder: Path) -> None:
+    """The polygons of all patches as plain arrays, which any version of shapely reads."""
+    geometry, patch, cut, depth = make_cells(sizes["cells"], lattice=sizes["lattice"])
+    _, coords, offsets = shapely.to_ragged_array(geometry)
+    arrays = {"coords": coords, "rings": offsets[0], "polygons": offsets[1], "patch": patch, "cut": cut, "depth": depth}
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
 
 
-def peer(geometry, patch, cut, depth, rule):
+def prepare(sizes: dict[str, Any], folder: Path, tool: str) -> None:
+    """Nothing: both take polygons from memory."""
+
+
+def _geometry(folder: Path) -> np.ndarray:
+    coords, rings, polygons = (np.load(folder / f"{name}.npy") for name in ("coords", "rings", "polygons"))
+    return shapely.from_ragged_array(shapely.GeometryType.POLYGON, coords, (rings, polygons))
+
+
+def _flags(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    patch, cut, depth = (np.load(folder / f"{name}.npy") for name in ("patch", "cut", "depth"))
+    return patch, cut, depth
+
+
+def load(sizes: dict[str, Any], folder: Path, tool: str) -> Callable[[], Any]:
+    """The resolution, with the polygons in memory."""
+    geometry = _geometry(folder)
+    patch, cut, depth = _flags(folder)
+    if tool == OURS:
+        from cellquilt.resolve.choose import resolve_cells
+
+        return lambda: resolve_cells(geometry, patch, cut, depth)
     import geopandas as gpd
     from sopa.segmentation import solve_conflicts
 
-    return len(solve_conflicts(gpd.GeoDataFrame(geometry=geometry), patch_indices=patch)), {}
+    cells = gpd.GeoDataFrame(geometry=geometry)
+    return lambda: solve_conflicts(cells, patch_indices=patch)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", default="10000,100000", help="sizes, separated by commas")
-    parser.add_argument("--lattice", action="store_true", help="cells along pixel edges (needs cellquilt)")
-    parser.add_argument("--rule", default="choose", choices=("choose", "union"))
-    parser.add_argument("--peer", action="store_true", help="run sopa's solve_conflicts instead")
-    options = parser.parse_args()
-    run = peer if options.peer else ours
-    run(*make_cells(3000, lattice=options.lattice), options.rule)  # compile and import before the clock starts
-    for size in options.cells.split(","):
-        cells = make_cells(int(size), lattice=options.lattice)
-        wall, cpu = time.perf_counter(), time.process_time()
-        n_out, details = run(*cells, options.rule)
-        line = {
-            "benchmark": "resolve",
-            "tool": "sopa" if options.peer else f"cellquilt {options.rule}",
-            "lattice": options.lattice,
-            "cells_in": len(cells[0]),
-            "cells_out": n_out,
-            "cpu_s": round(time.process_time() - cpu, 3),
-            "wall_s": round(time.perf_counter() - wall, 3),
-            "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-            **details,
-        }
-        print(json.dumps(line))
-        sys.stdout.flush()
+def finish(result: Any, sizes: dict[str, Any], folder: Path, tool: str) -> dict[str, Any]:
+    """Cells and areas; of ours also those of the other rule."""
+    shapes = np.asarray(result.geometry)
+    areas = np.sort(shapely.area(shapes))
+    merged = areas
+    if tool == OURS:
+        from cellquilt.resolve.choose import resolve_cells
+
+        merged = np.sort(shapely.area(resolve_cells(_geometry(folder), *_flags(folder), rule="union").geometry))
+    np.savez(folder / f"{tool}.npz", areas=areas, merged=merged)
+    return {"cells_in": sizes["cells"], "cells_out": len(areas)}
 
 
-if __name__ == "__main__":
-    main()
+def compare(sizes: dict[str, Any], folder: Path) -> Comparison:
+    """The same cells? With the rule ``union`` the same shapes?"""
+    with np.load(folder / f"{OURS}.npz") as ours, np.load(folder / f"{PEER}.npz") as peer:
+        n_ours, n_union, n_peer = len(ours["areas"]), len(ours["merged"]), len(peer["areas"])
+        same = n_union == n_peer and np.allclose(ours["merged"], peer["areas"], rtol=1e-9)
+        total = abs(ours["merged"].sum() / peer["areas"].sum() - 1)
+    text = f"{n_ours} cells by choice; by union {n_union} against {n_peer}, "
+    text += "all areas the same" if same else f"total area off by {total:.1e}"
+    return Comparison(bool(same), text)
