@@ -3,13 +3,19 @@
 import numpy as np
 import pytest
 import shapely
+from cellquilt.core.log import LOG
+from cellquilt.core.settings import Settings
+from cellquilt.core.shapes import write_geoparquet
+from cellquilt.core.store import Store
 from cellquilt.geometry.polygonize import labels_to_polygons
 from cellquilt.geometry.polygons import Rings
 from cellquilt.geometry.rasterize import polygons_to_labels
-from cellquilt.resolve.choose import raster_order, resolve_cells
+from cellquilt.readers import convert_slide
+from cellquilt.resolve.choose import Windows, raster_order, resolve_cells
 from cellquilt.resolve.nuclei import expand_nuclei
 from cellquilt.resolve.overlaps import overlapping_pairs, split_overlaps
 from cellquilt.resolve.pairs import box_pairs, overlap_areas
+from cellquilt.resolve.stage import resolve_slide
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -135,6 +141,168 @@ def test_neighbours_below_the_threshold_stay_two_and_share_nothing():
     assert result.conflict_rate == 1.0
     assert result.n_conflicts == 0
     assert len(resolve([(a, 0, False, 5.0), (b, 1, False, 5.0)], threshold=0.4).geometry) == 1
+
+
+# --- fragments: what a patch cut and another one saw whole ------------------------------------------------------
+
+# Patches 0 and 1 side by side, the image 100 wide and 60 high: 0 sees x 0 to 60, 1 sees x 40 to 100.
+PAIR = [{"index": 0, "y0": 0, "y1": 60, "x0": 0, "x1": 60}, {"index": 1, "y0": 0, "y1": 60, "x0": 40, "x1": 100}]
+
+
+def seen(patches, shape=(60, 100)):
+    return Windows.of([{"error": None, **patch} for patch in patches], shape)
+
+
+def test_a_cut_cell_that_another_patch_saw_whole_and_did_not_find_is_dropped():
+    fragment = (box(52, 20, 60, 30), 0, True, 0.0)
+    other = (box(10, 10, 20, 20), 0, False, 10.0)
+    result = resolve([fragment, other], windows=seen(PAIR))
+    assert (result.source.tolist(), result.n_fragments, result.n_cut) == ([1], 1, 0)
+    # The image's own sides cut nothing: there the other patch saw no less.
+    edge = (box(52, 0, 60, 10), 0, True, 0.0)
+    assert resolve([edge], windows=seen(PAIR)).n_fragments == 1
+    # Its pixels belong to a cell of the other patch that is too large a part outside to compete.
+    across = (box(56, 20, 70, 30), 1, False, 16.0)
+    result = resolve([fragment, across], windows=seen(PAIR), threshold=0.6)
+    assert wkb(result.geometry) == wkb([across[0]])
+    assert (result.n_fragments, result.n_conflicts) == (1, 0)
+    # Without windows, or by Sopa's rule, it stays.
+    for options in ({}, {"windows": seen(PAIR), "rule": "union"}):
+        result = resolve([fragment, other], **options)
+        assert (len(result.geometry), result.n_fragments, result.n_cut) == (2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("cell", "patches"),
+    [
+        (box(40, 20, 60, 30), PAIR),  # reaches to the inner border of the other window too
+        (box(30, 20, 60, 30), PAIR),  # larger than the overlap
+        (box(52, 20, 60, 30), PAIR[:1]),  # the other patch was left out as empty
+        (box(52, 20, 60, 30), [PAIR[0], {**PAIR[1], "error": {"code": "patch-failed"}}]),
+        (box(52, 20, 60, 30), [{**PAIR[0], "x1": 80}]),  # cut by a speck that is gone; its own window is no witness
+        (box(52, 20, 60, 30), []),
+    ],
+)
+def test_a_cut_cell_that_no_other_patch_saw_whole_is_kept(cell, patches):
+    result = resolve([(cell, 0, True, 0.0)], windows=seen(patches))
+    assert wkb(result.geometry) == wkb([cell])
+    assert (result.n_fragments, result.n_cut, result.cut.tolist()) == (0, 1, [True])
+
+
+def test_a_whole_cell_is_never_a_fragment():
+    assert resolve([(box(45, 20, 55, 30), 0, False, 5.0)], windows=seen(PAIR)).n_fragments == 0
+
+
+def test_a_cell_larger_than_the_overlap_is_united_though_its_parts_lie_in_the_other_window():
+    # 40 x 40 around the corner of four patches, each copy cut: a part of it is whole in no other patch's result.
+    sides = {0: (0, 70), 1: (50, 120)}
+    patches = [
+        {"index": 2 * i + j, "y0": sides[i][0], "y1": sides[i][1], "x0": sides[j][0], "x1": sides[j][1]}
+        for i in (0, 1)
+        for j in (0, 1)
+    ]
+    cell = box(40, 40, 80, 80)
+    windows = [box(p["x0"], p["y0"], p["x1"], p["y1"]) for p in patches]
+    rows = [(cell.intersection(window), p["index"], True, 0.0) for window, p in zip(windows, patches, strict=True)]
+    result = resolve(rows, windows=seen(patches, (120, 120)))
+    assert wkb(result.geometry) == wkb([cell])
+    assert (result.n_merged, result.n_fragments) == (1, 0)
+    # Small enough for the overlap, it is cut by two patches at the same side, and the two below hold it whole.
+    low = box(52, 62, 60, 70)
+    rows = [(low, 0, True, 0.0), (low, 1, True, 0.0)]
+    result = resolve(rows, windows=seen(patches, (120, 120)))
+    assert (len(result.geometry), result.n_fragments, result.n_conflicts) == (0, 1, 1)
+    # One of them cut a longer cell there: what hangs together is not whole anywhere.
+    rows[1] = (box(52, 45, 60, 70), 1, True, 0.0)
+    assert resolve(rows, windows=seen(patches, (120, 120))).n_fragments == 0
+
+
+def test_cut_rivals_of_one_patch_go_together_or_stay_together():
+    # Two cells of patch 0 against a blob of patch 2, all cut at the same line; patch 1 holds all of it.
+    patches = [*PAIR, {"index": 2, "y0": 0, "y1": 60, "x0": 0, "x1": 60}]
+    rows = [(box(50, 20, 60, 30), 0, True, 0.0), (box(50, 30, 60, 40), 0, True, 0.0), (box(50, 20, 60, 40), 2, True, 0)]
+    assert len(resolve(rows, windows=seen(patches[::2])).geometry) in (1, 2)
+    result = resolve(rows, windows=seen(patches))
+    assert (len(result.geometry), result.n_fragments) == (0, 1)
+
+
+def strip(rng, n):
+    """Cells of four patches in a row, each seen by its patches as they lie in their windows, some of them missed."""
+    windows = [(0, 40), (20, 60), (40, 80), (60, 100)]
+    patches = [{"index": k, "y0": 0, "y1": 30, "x0": a, "x1": b} for k, (a, b) in enumerate(windows)]
+    rows = []
+    for _ in range(n):
+        x, y = int(rng.integers(0, 95)), int(rng.integers(0, 24))
+        cell = box(x, y, min(x + int(rng.integers(2, 30)), 100), y + int(rng.integers(2, 7)))
+        for k, (a, b) in enumerate(windows):
+            part = cell.intersection(box(a, 0, b, 30))
+            if part.area == 0 or rng.random() < 0.4:
+                continue
+            low, _, high, _ = part.bounds
+            depth = min(low - a if a else np.inf, b - high if b < 100 else np.inf)
+            rows.append((part, k, depth <= 0, depth))
+    failed = int(rng.integers(0, 8))
+    patches = [{**p, "error": {"code": "patch-failed"} if p["index"] == failed else None} for p in patches]
+    return [row for row in rows if row[1] != failed], patches
+
+
+@settings(max_examples=120, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 8))
+def test_fragments_do_not_depend_on_the_order_of_cells_and_patches(seed, n):
+    rng = np.random.default_rng(seed)
+    rows, patches = strip(rng, n)
+    if not rows:
+        return
+    first = resolve(rows, windows=seen(patches, (30, 100)), split=False)
+    numbers = rng.permutation(4) + 10
+    shuffled = [rows[i] for i in rng.permutation(len(rows))]
+    shuffled = [(cell, numbers[patch], cut, depth) for cell, patch, cut, depth in shuffled]
+    renumbered = [{**patches[i], "index": int(numbers[i])} for i in rng.permutation(4)]
+    second = resolve(shuffled, windows=seen(renumbered, (30, 100)), split=False)
+    assert shapely.to_wkb(first.geometry).tolist() == shapely.to_wkb(second.geometry).tolist()
+    assert (first.n_fragments, first.n_cut, first.n_merged) == (second.n_fragments, second.n_cut, second.n_merged)
+
+    # The law itself: against the same without the rule, just those cells go that a patch with no part in them holds.
+    without = resolve(rows, split=False)
+    looked = [p for p in patches if p["error"] is None]
+    gone = 0
+    for cell, source, cut in zip(without.geometry, without.source, without.cut, strict=True):
+        low, _, high, _ = cell.bounds
+        whole = any(
+            (p["x0"] == 0 or p["x0"] < low) and (p["x1"] == 100 or high < p["x1"]) and p["index"] != rows[source][1]
+            for p in looked
+        )
+        there = any(cell.equals(other) for other in first.geometry)
+        assert there or (cut and whole)
+        gone += not there
+    assert (gone > 0) == (first.n_fragments > 0)
+
+
+def test_the_stage_drops_fragments_by_the_windows_of_the_patch_results(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(LOG, "propagate", True)  # once the command line has run, it does not
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.random.default_rng(0).integers(0, 900, (60, 100)).astype(np.uint16)
+    metadata = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+    tifffile.imwrite(tmp_path / "s.ome.tif", pixels, ome=True, metadata=metadata)
+    chosen = Settings(segmentation="generic")
+    store = convert_slide(tmp_path / "s.ome.tif", technology="ome_tif", output=tmp_path / "s.zarr", settings=chosen)
+    cells = np.array([box(52, 20, 60, 30), box(10, 10, 20, 20)], dtype=object)
+
+    def resolved(second, name):
+        columns = {"patch": np.zeros(2, np.int32), "label": np.arange(2, dtype=np.int32)}
+        columns |= {"cut": np.array([True, False]), "depth_px": np.array([0, 10], np.float32)}
+        patches = [{**PAIR[0], "error": None}, {**PAIR[1], "error": second}]
+        write_geoparquet(tmp_path / f"{name}.parquet", cells, columns, metadata={"patches": patches})
+        out = resolve_slide(store, [tmp_path / f"{name}.parquet"], settings=chosen, output=tmp_path / f"{name}.zarr")
+        (record,) = [record for record in Store(out).records if record["stage"] == "resolve"]
+        return record["facts"]
+
+    with caplog.at_level("INFO", logger="cellquilt"):
+        facts = resolved(None, "both")
+        assert (facts["n_cells"], facts["n_fragments"], facts["n_cut"]) == (1, 1, 0)
+        assert "1 cells, 1 fragments at patch borders dropped" in caplog.text
+        facts = resolved({"code": "patch-failed", "message": "", "hint": ""}, "failed")
+        assert (facts["n_cells"], facts["n_fragments"], facts["n_cut"]) == (2, 0, 1)
 
 
 # --- laws -------------------------------------------------------------------------------------------------------

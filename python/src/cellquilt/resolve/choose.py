@@ -16,10 +16,22 @@ Only where every copy is cut - the cell is larger than the overlap of the patche
 that hang together, if there is one from each patch at most. If there are two of the same patch, they are two cells,
 and the order decides there too.
 
+Fragments: a patch may show something at its border that is no cell, such as the end of a nucleus whose other part it
+does not see, split off and called a cell. If another patch has the whole cell, the fragment competes with it and goes.
+But the other patch may have found nothing there, or given the pixels to cells that share too little with the fragment
+to compete. Then nothing contradicts the fragment but that patch's silence - and this counts, if the patch's window
+holds the fragment *whole*: that patch had all of its pixels and what lies around them before it, the fragment's own
+patch had not. So what is cut in every copy is dropped if the window of a patch that has no part in it holds all copies
+together, and none of them touches an inner border of that window. A cell larger than the overlap is safe: where a
+second patch sees it, that copy is cut too, hence one of the copies, and no window holds them all. Patches that failed
+or were never segmented have not looked, and must not be among the windows; without windows the rule is off.
+
 Nothing here depends on the order of cells or the numbering of patches.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
@@ -32,6 +44,40 @@ from cellquilt.resolve.overlaps import overlapping_pairs, split_overlaps
 from cellquilt.resolve.pairs import box_pairs, neighbours_of, overlap_areas
 
 RULES = ("choose", "union")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What the patches saw.
+
+    Attributes
+    ----------
+    patch
+        (m,) the patches that were segmented, those without cells included.
+    bounds
+        (m, 4) float64: min x, min y, max x, max y of their windows, infinite where the side is one of the image's.
+    """
+
+    patch: NDArray[np.integer]
+    bounds: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, patches: Sequence[Mapping[str, Any]], shape: tuple[int, int]) -> "Windows":
+        """From the patches' records.
+
+        Parameters
+        ----------
+        patches
+            With ``index``, ``y0``, ``y1``, ``x0``, ``x1`` in pixels, and ``error`` for those that failed: left out.
+        shape
+            (height, width) of the image in pixels.
+        """
+        looked = [patch for patch in patches if patch.get("error") is None]
+        sides = np.array([[patch[key] for key in ("x0", "y0", "x1", "y1")] for patch in looked], dtype=np.float64)
+        sides = sides.reshape(-1, 4)
+        low, high = sides[:, :2], sides[:, 2:]
+        bounds = np.hstack([np.where(low <= 0, -np.inf, low), np.where(high >= shape[::-1], np.inf, high)])
+        return cls(np.array([patch["index"] for patch in looked], dtype=np.int64), bounds)
 
 
 @dataclass(frozen=True)
@@ -59,6 +105,9 @@ class Resolution:
         How many of the cells are cut.
     n_merged
         How many of the cells are merged.
+    n_fragments
+        How many cells were dropped because every copy was cut and another patch, whose window holds all of it, has no
+        such cell; copies that hang together count as one.
     n_vanished
         How many kept cells had no square left after the split of overlaps, and so are not among the cells.
     """
@@ -72,6 +121,7 @@ class Resolution:
     conflict_rate: float
     n_cut: int
     n_merged: int
+    n_fragments: int
     n_vanished: int
 
 
@@ -85,6 +135,7 @@ def resolve_cells(
     rule: str = "choose",
     split: bool | None = None,
     step: float = 1.0,
+    windows: Windows | None = None,
 ) -> Resolution:
     """Reduce the cells of all patches to one each.
 
@@ -107,6 +158,8 @@ def resolve_cells(
         Make the result exclusive by `overlaps.split_overlaps`. Default: for ``choose``, not for ``union``.
     step
         Resolution of that split for polygons off the pixel lattice.
+    windows
+        What each patch saw, to drop fragments. None keeps them, and so does the rule ``union``.
 
     Returns
     -------
@@ -124,7 +177,10 @@ def resolve_cells(
         raise ValueError(f"threshold must lie in (0, 1], got {threshold}")
     if np.isnan(depth).any():
         raise ValueError("depth has NaN")
-    patch = np.unique(patch, return_inverse=True)[1].astype(np.int64)
+    if windows is None:
+        windows = Windows(patch[:0], np.empty((0, 4)))
+    code = np.unique(np.concatenate([patch, windows.patch]), return_inverse=True)[1].astype(np.int64)
+    patch, windows = code[:n], Windows(code[n:], np.asarray(windows.bounds, dtype=np.float64).reshape(-1, 4))
 
     all_rings = Rings.from_shapely(geometry)
     bounds, measures = all_rings.bounds(), all_rings.measures()
@@ -146,8 +202,13 @@ def resolve_cells(
 
     far = np.ones(n, dtype=bool)
     far[near] = False
+    n_fragments = 0
     if rule == "choose":
-        kept, group = _choose(a[compete], b[compete], near.size, patch[near], cut[near])
+        alone = np.flatnonzero(far & cut & np.isfinite(bounds).all(axis=1))
+        fragment = _fragments(np.arange(alone.size), bounds[alone], patch[alone], windows)
+        far[alone[fragment]] = False
+        kept, group, n_near = _choose(a[compete], b[compete], bounds[near], patch[near], cut[near], windows)
+        n_fragments = int(fragment.sum()) + n_near
         cells, sources, merged = _unite(geometry[near], kept, group)
     else:
         cells, sources, merged = _merge_pairs(geometry[near], a, b, ratio, threshold)
@@ -173,6 +234,7 @@ def resolve_cells(
         conflict_rate=float(((ratio > 0.1) & (ratio < 0.9)).mean()) if ratio.size else 0.0,
         n_cut=int(still_cut.sum()),
         n_merged=int((merged & left).sum()),
+        n_fragments=n_fragments,
         n_vanished=int((~left).sum()),
     )
 
@@ -258,7 +320,7 @@ def _total_order(geometry, bounds, areas, patch, cut, depth):
     return out
 
 
-def _choose(a, b, n, patch, cut):
+def _choose(a, b, bounds, patch, cut, windows):
     """Which cells are kept, and for cut ones which kept cell they are united with. Cells are numbered by rank.
 
     Returns
@@ -267,7 +329,10 @@ def _choose(a, b, n, patch, cut):
         (n,) bool.
     group
         (n,) int64, the kept cell that a cell is united with (itself, if kept alone); -1 if dropped.
+    n_fragments
+        How many components of cut copies were dropped.
     """
+    n = len(bounds)
     offsets, partners = neighbours_of(n, a, b)
     kept = np.zeros(n, dtype=np.bool_)
     dropped = np.zeros(n, dtype=np.bool_)
@@ -276,6 +341,10 @@ def _choose(a, b, n, patch, cut):
     alive = cut & ~dropped
     component = _components(alive, offsets, partners)
     left = np.flatnonzero(alive)
+    fragment = _fragments(component[left], bounds[left], patch[left], windows)
+    n_fragments = np.unique(component[left[fragment]]).size
+    alive[left[fragment]] = False
+    left = left[~fragment]
     pairs = np.unique(np.column_stack([component[left], patch[left]]), axis=0, return_counts=True)
     contested = np.zeros(n + 1, dtype=bool)
     contested[pairs[0][pairs[1] > 1, 0]] = True  # two cells of one patch hang together through another's
@@ -286,7 +355,41 @@ def _choose(a, b, n, patch, cut):
     _suppress(alive & contested[component], offsets, partners, kept, dropped)
     alone = kept & (group < 0)
     group[alone] = np.flatnonzero(alone)
-    return kept, group
+    return kept, group, n_fragments
+
+
+def _fragments(component, bounds, patch, windows):
+    """(n,) bool: which cells belong to a component that lies inside the window of a patch that has no part in it.
+
+    Parameters
+    ----------
+    component
+        (n,) int64, of cut cells that hang together.
+    bounds, patch
+        (n, 4) and (n,) of these cells.
+    windows
+        Of all patches, with the same codes as `patch`.
+    """
+    if not component.size or not windows.patch.size:
+        return np.zeros(component.size, dtype=bool)
+    ids, index = np.unique(component, return_inverse=True)
+    together = np.empty((ids.size, 4))
+    for side, outermost in enumerate((np.minimum, np.minimum, np.maximum, np.maximum)):
+        together[:, side] = -np.inf if outermost is np.maximum else np.inf
+        outermost.at(together[:, side], index, bounds[:, side])
+    # An index of the windows: the sides that are the image's end where the last cell ends.
+    low, high = together[:, :2].min(axis=0), together[:, 2:].max(axis=0)
+    boxes = np.clip(windows.bounds, [*low, *low], [*high, *high])
+    middle = shapely.points((together[:, :2] + together[:, 2:]) / 2)
+    which, window = shapely.STRtree(shapely.box(*boxes.T)).query(middle)
+    cell, seen = together[which], windows.bounds[window]
+    whole = (seen[:, :2] < cell[:, :2]).all(axis=1) & (cell[:, 2:] < seen[:, 2:]).all(axis=1)
+    which, window = which[whole], windows.patch[window[whole]]
+    n_patches = 1 + max(int(patch.max()), int(windows.patch.max()))
+    own = np.isin(which * n_patches + window, index * n_patches + patch)
+    dropped = np.zeros(ids.size, dtype=bool)
+    dropped[which[~own]] = True
+    return dropped[index]
 
 
 @numba.njit(cache=True, nogil=True)

@@ -15,10 +15,17 @@ from cellquilt.core.settings import Settings
 from cellquilt.core.shapes import ShapesTable, read_geoparquet, read_shapes, write_shapes
 from cellquilt.core.store import PATCH_RESULTS, Store, result_of
 from cellquilt.core.transforms import Affine, apply, length_scale
-from cellquilt.resolve.choose import raster_order, resolve_cells
+from cellquilt.resolve.choose import Windows, raster_order, resolve_cells
 from cellquilt.resolve.nuclei import expand_nuclei
 
 _RATIO_BINS = 20
+#: What the log says besides the number of cells, where it is not zero.
+_COUNTS = {
+    "n_merged": "merged from cut copies",
+    "n_cut": "cut in every copy",
+    "n_fragments": "fragments at patch borders dropped",
+    "n_vanished": "left without area",
+}
 #: What nuclei grow by where the user says nothing.
 DEFAULT_GROWTH_UM = 5.0
 
@@ -67,7 +74,8 @@ def resolve_slide(
     record.facts.update(facts)
     shapes = _number(store.name, found)
     record.facts["n_cells"] = len(shapes["cell_boundaries"])
-    LOG.info("%s: %d cells", store.name, len(shapes["cell_boundaries"]))
+    counts = "".join(f", {facts[key]} {what}" for key, what in _COUNTS.items() if facts.get(key))
+    LOG.info("%s: %d cells%s", store.name, len(shapes["cell_boundaries"]), counts)
 
     with result_of(store, output, overwrite=overwrite) as delta:
         for name, table in sorted(shapes.items()):
@@ -106,6 +114,7 @@ def _from_patches(
         columns["depth_px"],
         threshold=settings["resolve_threshold"],
         rule=settings["resolve_rule"],
+        windows=Windows.of(patches, (height, width)),
     )
     segmented = resolution.geometry
     table = ShapesTable(
@@ -132,6 +141,7 @@ def _from_patches(
         "conflict_rate": resolution.conflict_rate,
         "n_cut": resolution.n_cut,
         "n_merged": resolution.n_merged,
+        "n_fragments": resolution.n_fragments,
         "n_vanished": resolution.n_vanished,
         "overlap_ratio_histogram": counts.tolist(),
         "patches": patches,
