@@ -37,7 +37,12 @@ _NOISE_FACTOR = 4.0  # pure noise has a block contrast of about 2 sigma
 _LEAST_PART = 0.1  # of the slide's contrast
 _SHRINK = 0.02  # of a kernel's variance, against wild slopes
 _FEW_BLOCKS = 0.3
-_KERNEL = 0.35  # sigma of the regression's kernel in grid spacings
+_TRIM = 3.0
+_TRIM_ROUNDS = 4
+_KERNEL = 0.35  # sigma of the regression's kernel in units of `field_um`
+#: Grid points for each `field_um`: a kernel is then wider than their spacing, so that what is interpolated between them
+#: does not depend on where the grid happens to lie on the tissue.
+_FINER = 4
 
 
 @dataclass(frozen=True)
@@ -192,8 +197,10 @@ def estimate_normalization(
     parts = max(1, round(height / step)), max(1, round(width / step))
     spacing = (height / parts[0], width / parts[1])
     blocks = _sample(image, channels, regions, parts, spacing, pixel, seed)
+    nodes = (1, 1) if mode == "global" else (parts[0] * _FINER, parts[1] * _FINER)
+    spacing = (height / nodes[0], width / nodes[1])
     fields = [
-        _field(blocks, channel, mode, parts, spacing, _KERNEL * step, (low, high)) for channel in range(n_channels)
+        _field(blocks, channel, mode, nodes, spacing, _KERNEL * step, (low, high)) for channel in range(n_channels)
     ]
     return Normalization(
         mode, np.stack([field[0] for field in fields]), np.stack([field[1] for field in fields]), spacing, (low, high)
@@ -262,7 +269,8 @@ def _choose(
     seed: int,
 ) -> np.ndarray:
     """A seeded choice of (n, 2) window corners (y, x) in tissue, at most some for every interval of the grid."""
-    ys, xs = (np.arange(0, length - side + 1, side) for length in (height, width))
+    # The last window ends with the slide, or up to a window's width of tissue there would never be sampled.
+    ys, xs = (np.unique(np.r_[0 : length - side + 1 : side, length - side]) for length in (height, width))
     corners = np.stack(np.meshgrid(ys, xs, indexing="ij"), axis=-1).reshape(-1, 2).astype(np.int64)
     if regions is not None and len(regions):
         import shapely
@@ -323,6 +331,7 @@ def _field(
         floor = float(np.median(blocks.pixels[:, channel]))
         return np.full(shape, floor), np.full(shape, floor + max(10 * sigma, 1e-3 * max(abs(floor), 1.0)))
     signal = above & (contrast > _LEAST_PART * np.quantile(contrast[above], 0.9))
+    signal[signal] = _within_tissue(level[signal], blocks.centre[signal], parts, spacing, sigma_px, sigma)
     contrast, level, centre = contrast[signal], level[signal], blocks.centre[signal]
     pixels = blocks.pixels[signal, channel].astype(np.float64)
     if mode == "global":
@@ -335,6 +344,29 @@ def _field(
     at_level, at_contrast = (_bilinear(field, centre / spacing) for field in (smooth_level, smooth_contrast))
     low, high = np.percentile((pixels - at_level[:, None]) / at_contrast[:, None], percentiles)
     return smooth_level + low * smooth_contrast, smooth_level + max(high, low + 1e-6) * smooth_contrast
+
+
+def _within_tissue(
+    level: np.ndarray,
+    centre: np.ndarray,
+    parts: tuple[int, int],
+    spacing: tuple[float, float],
+    sigma_px: float,
+    noise: float,
+) -> np.ndarray:
+    """(n,) bool: blocks whose level is not far below that of the blocks around them.
+
+    Blocks on the outline of the tissue show cells as well as the darker slide beside it, and would make a background
+    of the latter. They are outliers of the smooth level on one side; fitting without them and judging all by that fit
+    again (one-sided trimming, scale from the median absolute residual) takes a few rounds.
+    """
+    kept = np.ones(len(level), dtype=bool)
+    for _ in range(_TRIM_ROUNDS):
+        (smooth,) = _local_linear(level[None, kept], centre[kept], parts, spacing, sigma_px)
+        residual = level - _bilinear(smooth, centre / spacing)
+        scale = 1.4826 * float(np.median(np.abs(residual[kept] - np.median(residual[kept]))))
+        kept = residual > -max(_TRIM * scale, noise)
+    return kept
 
 
 def _bilinear(field: np.ndarray, at: np.ndarray) -> np.ndarray:
