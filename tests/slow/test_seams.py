@@ -1,7 +1,12 @@
 """Seams: patches must not show in the cells.
 
 A simulated slide is segmented in patches of several widths and without patching; among the cells near patch borders
-the results must agree. Two negative controls (no halo, normalisation by patch) must fail the same test.
+the results must agree. Two negative controls (no halo, normalisation by patch) must fail the same test, with either
+segmenter.
+
+The slides are just larger than whole numbers of patches, so that many cells cross a border at little cost: for the
+deterministic segmenter 500 or more at every width; for Cellpose at 256 and 512. A slide with 500 on the borders of
+patches of 1024 or 2048 would take Cellpose many minutes; some 300 and 150 are on this one.
 
 The Cellpose part runs in this environment if it has Cellpose 3, else in the one that
 ``CELLQUILT_CELLPOSE3_PYTHON`` or ``.venv/cellpose3`` names.
@@ -19,8 +24,11 @@ import numpy as np
 import pytest
 import shapely
 from cellquilt.core.shapes import read_geoparquet
-from cellquilt.patches.grid import Grid
-from cellquilt.resolve.choose import resolve_cells
+from cellquilt.patches.bundle import write_bundles
+from cellquilt.patches.grid import Grid, grid_of_windows, make_grid
+from cellquilt.patches.normalize import estimate_normalization
+from cellquilt.resolve.choose import Resolution, Windows, resolve_cells
+from cellquilt.segment import engine
 from cellquilt.segment.arrays import ArrayImage
 from cellquilt.segment.run import make_image_patches, segment_bundle
 from cellquilt.segment.tissue import tissue_polygons
@@ -31,6 +39,11 @@ ROOT = Path(__file__).resolve().parents[2]
 DIAMETER = 17.0
 PIXEL_UM = 0.5
 WIDTHS = (256, 512, 1024, 2048)
+LEAST_CROSSING = 500
+#: The acceptance rule: F1 at this IoU among border cells, for each segmenter, and this density ratio.
+IOU = 0.9
+LEAST_F1 = {"generic": 0.98, "cellpose": 0.95}
+DENSITY_RATIO = (0.98, 1.02)
 #: Another model than the shipped one can be put to the test by its path.
 MODEL = os.environ.get("CELLQUILT_TEST_MODEL", "nuclei")
 
@@ -115,6 +128,13 @@ def on_canvas(sample: Sample, factor: float) -> tuple[Sample, int]:
     return Sample(image, truth), offset
 
 
+def with_dust(sample: Sample, *, every: int = 675, size: int = 80, brightness: int = 60_000) -> Sample:
+    """The sample with specks of dust, far brighter than nuclei: over 1 % of small patches, under 1 % of the slide."""
+    y, x = np.mgrid[: sample.image.shape[0], : sample.image.shape[1]]
+    dust = (y % every - every / 2) ** 2 + (x % every - every / 2) ** 2 < (size / 2) ** 2
+    return Sample(np.where(dust, brightness, sample.image).astype(np.uint16), sample.truth)
+
+
 def touching_share(labels: np.ndarray) -> float:
     """Share of the labels that touch another."""
     pairs = np.concatenate(
@@ -129,8 +149,12 @@ def touching_share(labels: np.ndarray) -> float:
 class Cells:
     """Cells after resolve, and the grid they were found in."""
 
-    geometry: np.ndarray
+    resolution: Resolution
     grid: Grid
+
+    @property
+    def geometry(self) -> np.ndarray:
+        return self.resolution.geometry
 
 
 @dataclass(frozen=True)
@@ -158,15 +182,18 @@ def cut(sample: Sample, folder: Path, width: int, *, method: str = "generic", ha
     return Run(grid, [(bundle, run / f"{bundle.name}.parquet") for bundle in bundles])
 
 
-def put_together(run: Run) -> Cells:
-    """Patch results → resolve."""
+def put_together(run: Run, *, looked: bool = True) -> Cells:
+    """Patch results → resolve; without knowing what the patches looked at, if `looked` is false."""
     parts = [read_geoparquet(path) for _, path in run.jobs]
+    windows = Windows.of([patch for part in parts for patch in part[2]["patches"]], run.grid.shape)
     geometry = np.concatenate([part[0] for part in parts])
     columns = {
         name: np.concatenate([part[1][name].to_numpy() for part in parts]) for name in ("patch", "cut", "depth_px")
     }
-    resolution = resolve_cells(geometry, columns["patch"], columns["cut"], columns["depth_px"])
-    return Cells(np.asarray(resolution.geometry, dtype=object), run.grid)
+    resolution = resolve_cells(
+        geometry, columns["patch"], columns["cut"], columns["depth_px"], windows=windows if looked else None
+    )
+    return Cells(resolution, run.grid)
 
 
 def find_cells(sample: Sample, folder: Path, width: int, **settings) -> Cells:
@@ -178,13 +205,10 @@ def find_cells(sample: Sample, folder: Path, width: int, **settings) -> Cells:
 
 
 def _without_halo(slide, run, method, values, width):
-    from cellquilt.patches.bundle import write_bundles
-    from cellquilt.patches.grid import make_grid
-    from cellquilt.patches.normalize import estimate_normalization
-    from cellquilt.segment import engine
-
+    """Windows that end where the next one begins; all else as it is."""
     plan = engine.plan(method, slide, values)
-    grid = make_grid(slide.shape[1:], width_px=width, overlap_px=0)
+    cores = [patch.core for patch in make_grid(slide.shape[1:], width_px=width).patches]
+    grid = grid_of_windows(slide.shape[1:], cores, lattice=plan.lattice)
     bundles = write_bundles(
         slide,
         grid,
@@ -193,6 +217,8 @@ def _without_halo(slide, run, method, values, width):
         channels=plan.channels,
         normalization=estimate_normalization(slide, list(plan.channels)),
         engine={"method": method, **plan.settings},
+        lattice=plan.lattice,
+        patches_per_task=values["patches_per_task"],
     )
     return grid, bundles
 
@@ -201,7 +227,7 @@ _JOB = """
 import json, sys
 from pathlib import Path
 from cellquilt.segment.run import segment_bundle
-weights = Path(sys.argv[2]) if sys.argv[2:] else None
+weights = Path(sys.argv[2]) if sys.argv[2] else None
 for bundle, output in json.loads(sys.argv[1]):
     segment_bundle(Path(bundle), Path(output), settings={"threads": 1}, weights=weights)
 """
@@ -217,19 +243,20 @@ def cellpose_python() -> str | None:
     return None
 
 
-def segment_elsewhere(jobs: list[tuple[Path, Path]]) -> None:
-    """Segment bundles in the environment that has Cellpose."""
+def segment_elsewhere(runs: list[Run]) -> None:
+    """Segment the bundles of runs in the environment that has Cellpose, in two processes of one thread each."""
     python = cellpose_python()
     assert python
     source = str(ROOT / "python" / "src")
-    text = json.dumps([[str(a), str(b)] for a, b in jobs])
-    done = subprocess.run(
-        [python, "-c", _JOB, text, *([MODEL] if os.path.exists(MODEL) else [])],
-        env={**os.environ, "PYTHONPATH": source},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    jobs = [[str(bundle), str(output)] for run in runs for bundle, output in run.jobs]
+    tasks = []
+    for part in (jobs[::2], jobs[1::2]):
+        command = [python, "-c", _JOB, json.dumps(part), MODEL if os.path.exists(MODEL) else ""]
+        tasks.append(
+            subprocess.Popen(command, env={**os.environ, "PYTHONPATH": source}, stderr=subprocess.PIPE, text=True)
+        )
+    errors = [task.communicate()[1] for task in tasks]
+    assert all(task.returncode == 0 for task in tasks), "\n".join(errors)
 
 
 def matches(a: np.ndarray, b: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
@@ -272,16 +299,18 @@ def seam(patched: Cells, whole: Cells, width: int) -> Seam:
     """Compare; a border cell of one result may have its partner among all cells of the other."""
     near_a = near_borders(whole.geometry, patched.grid, DIAMETER / 2)
     near_b = near_borders(patched.geometry, patched.grid, DIAMETER / 2)
-    in_a, in_b = matches(whole.geometry, patched.geometry, 0.9)
+    in_a, in_b = matches(whole.geometry, patched.geometry, IOU)
     total = near_a.sum() + near_b.sum()
     f1 = (in_a[near_a].sum() + in_b[near_b].sum()) / total
     crossing = near_borders(whole.geometry, patched.grid, 0).sum()
-    return Seam(width, int(crossing), int(near_a.sum()), float(f1), float(near_b.sum() / near_a.sum()))
+    result = Seam(width, int(crossing), int(near_a.sum()), float(f1), float(near_b.sum() / near_a.sum()))
+    print(result)
+    return result
 
 
-def passes(result: Seam, least_f1: float) -> bool:
+def passes(result: Seam, method: str) -> bool:
     """The acceptance rule."""
-    return result.f1 >= least_f1 and 0.98 <= result.density_ratio <= 1.02
+    return result.f1 >= LEAST_F1[method] and DENSITY_RATIO[0] <= result.density_ratio <= DENSITY_RATIO[1]
 
 
 def recall(cells: Cells, sample: Sample, least: float = 0.5) -> float:
@@ -292,9 +321,17 @@ def recall(cells: Cells, sample: Sample, least: float = 0.5) -> float:
     return float(matches(truth, cells.geometry, least)[0].mean())
 
 
+def check_hard_enough(sample: Sample) -> None:
+    """The sample is what the acceptance rule asks for."""
+    assert len(np.unique(sample.truth)) - 1 >= 5000
+    assert touching_share(sample.truth) >= 0.3
+    right, left = (np.median(part[part > 0]) for part in (sample.image[:, -200:], sample.image[:, :200]))
+    assert right > 2 * left
+
+
 @pytest.fixture(scope="module")
 def sample() -> Sample:
-    return make_sample((1500, 2500))
+    return make_sample((2100, 4200))
 
 
 @pytest.fixture(scope="module")
@@ -302,49 +339,58 @@ def whole(sample, tmp_path_factory) -> Cells:
     return find_cells(sample, tmp_path_factory.mktemp("whole"), 0)
 
 
-def test_the_sample_is_hard_enough(sample):
-    assert len(np.unique(sample.truth)) - 1 >= 5000
-    assert touching_share(sample.truth) >= 0.3
+def test_the_sample_is_hard_enough(sample, whole):
+    check_hard_enough(sample)
+    assert recall(whole, sample) > 0.8
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_no_seams_with_a_deterministic_segmenter(sample, whole, width, tmp_path):
     result = seam(find_cells(sample, tmp_path, width), whole, width)
-    print(result)
-    assert passes(result, 0.98), result
-    assert width > 256 or result.crossing >= 500
+    assert passes(result, "generic"), result
+    assert result.crossing >= LEAST_CROSSING
 
 
-def test_the_segmenter_finds_most_nuclei(sample, whole):
-    assert recall(whole, sample) > 0.8
+def test_no_cut_fragment_is_left(sample, tmp_path):
+    run = cut(sample, tmp_path, 256)
+    for bundle, output in run.jobs:
+        segment_bundle(bundle, output)
+    kept, dropped = put_together(run, looked=False).resolution, put_together(run).resolution
+    print(kept.n_cut, dropped.n_cut, dropped.n_fragments)
+    assert kept.n_cut > 0
+    assert dropped.n_cut == 0
+    assert dropped.n_fragments == kept.n_cut
+    assert len(kept.geometry) - len(dropped.geometry) == kept.n_cut
 
 
 def test_without_halo_the_seams_show(sample, whole, tmp_path):
     result = seam(find_cells(sample, tmp_path, 256, halo=False), whole, 256)
-    print(result)
-    assert not passes(result, 0.98), result
+    assert not passes(result, "generic"), result
 
 
 def test_normalised_by_patch_the_seams_show(sample, tmp_path):
     whole = find_cells(sample, tmp_path, 0, normalize="patch")
-    results = [seam(find_cells(sample, tmp_path, width, normalize="patch"), whole, width) for width in (256, 1024)]
-    print(results)
-    assert not any(passes(result, 0.98) for result in results), results
+    for width in (256, 1024):
+        result = seam(find_cells(sample, tmp_path, width, normalize="patch"), whole, width)
+        assert not passes(result, "generic"), result
 
 
 def test_an_empty_canvas_around_the_tissue_changes_nothing(tmp_path):
     small = make_sample((1200, 1200), seed=3)
     large, offset = on_canvas(small, 10)
-    here = find_cells(small, tmp_path, 512)
-    there = find_cells(large, tmp_path, 512)
-    moved = shapely.transform(there.geometry, lambda xy: xy - offset)
+    assert (large.truth > 0).sum() == (small.truth > 0).sum()
+    assert small.image.size <= 0.1 * large.image.size + 1200
+    here = find_cells(small, tmp_path, 512).geometry
+    there = shapely.transform(find_cells(large, tmp_path, 512).geometry, lambda xy: xy - offset)
+    # What the small slide's own border cuts is another cell there.
     inner = shapely.box(DIAMETER, DIAMETER, 1200 - DIAMETER, 1200 - DIAMETER)
-    a, b = (cells[shapely.within(cells, inner)] for cells in (here.geometry, moved))
-    in_a, in_b = matches(a, b, 0.8)
+    a, b = (cells[shapely.within(cells, inner)] for cells in (here, there))
+    in_a, in_b = matches(a, b, IOU)
     f1 = (in_a.sum() + in_b.sum()) / (len(a) + len(b))
     print(f1, len(a), len(b))
-    assert f1 >= 0.98
-    outside = ~shapely.intersects(moved, shapely.box(0, 0, 1200, 1200))
+    assert f1 >= LEAST_F1["generic"]
+    assert DENSITY_RATIO[0] <= len(b) / len(a) <= DENSITY_RATIO[1]
+    outside = ~shapely.intersects(there, shapely.box(0, 0, 1200, 1200))
     assert outside.sum() <= 0.005 * len(a)
 
 
@@ -354,7 +400,7 @@ def test_a_steep_gradient_loses_few_nuclei(tmp_path):
         sample = make_sample((1000, 2400), seed=4, gradient=gradient)
         found.append(recall(find_cells(sample, tmp_path, 1024), sample))
     print(found)
-    assert found[1] >= found[0] - 0.02
+    assert found[1] > 0.98 * found[0]
 
 
 needs_cellpose = pytest.mark.skipif(cellpose_python() is None, reason="no environment with Cellpose 3")
@@ -362,14 +408,33 @@ needs_cellpose = pytest.mark.skipif(cellpose_python() is None, reason="no enviro
 
 @needs_cellpose
 def test_no_seams_with_cellpose(tmp_path):
-    sample = make_sample((720, 3200), seed=5, share=1.1)
-    assert len(np.unique(sample.truth)) - 1 >= 5000
-    assert touching_share(sample.truth) >= 0.3
+    sample = make_sample((1500, 3000), seed=5, share=1.1)
+    check_hard_enough(sample)
     runs = {width: cut(sample, tmp_path, width, method="cellpose") for width in (0, *WIDTHS)}
-    segment_elsewhere([job for run in runs.values() for job in run.jobs])
-    cells = {width: put_together(run) for width, run in runs.items()}
-    results = [seam(cells[width], cells[0], width) for width in WIDTHS]
-    print(*results, recall(cells[0], sample), sep="\n")
-    assert results[0].crossing >= 500
+    segment_elsewhere(list(runs.values()))
+    whole = put_together(runs[0])
+    results = [seam(put_together(runs[width]), whole, width) for width in WIDTHS]
     for result in results:
-        assert passes(result, 0.95), result
+        assert passes(result, "cellpose"), result
+        assert result.crossing >= {1024: 300, 2048: 150}.get(result.width, LEAST_CROSSING)
+    assert recall(whole, sample) > 0.95
+
+
+@needs_cellpose
+def test_the_seams_show_without_halo_or_normalised_by_patch_with_cellpose(tmp_path):
+    # Cellpose finds the same nuclei at half or twice their brightness; it takes dust to make patches differ enough.
+    sample = with_dust(make_sample((900, 1350), seed=5, share=1.1))
+    by_patch = {"normalize": "patch", "patches_per_task": 1}  # or patches of a task share tiles
+    runs = {
+        "whole": cut(sample, tmp_path, 0, method="cellpose"),
+        "as it is": cut(sample, tmp_path, 256, method="cellpose"),
+        "no halo": cut(sample, tmp_path, 256, method="cellpose", halo=False),
+        "whole, by patch": cut(sample, tmp_path, 0, method="cellpose", **by_patch),
+        "by patch": cut(sample, tmp_path, 256, method="cellpose", **by_patch),
+    }
+    segment_elsewhere(list(runs.values()))
+    cells = {name: put_together(run) for name, run in runs.items()}
+    assert passes(seam(cells["as it is"], cells["whole"], 256), "cellpose")
+    for name, reference in (("no halo", "whole"), ("by patch", "whole, by patch"), ("by patch", "whole")):
+        result = seam(cells[name], cells[reference], 256)
+        assert not passes(result, "cellpose"), (name, reference, result)
