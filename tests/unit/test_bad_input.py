@@ -676,8 +676,8 @@ FAULTS = [
     # --- tools
     Fault("an unknown preset", "simulate-preset", _on_kit("simulate", "{folder}/out/sim", "--preset", "esy", out=""),
           ("esy", 'did you mean "easy"?')),
-    Fault("an unknown format", "simulate-value", _on_kit("simulate", "{folder}/out/sim", "--format", "xenium",
-          "--width-px", "64", out=""), ("xenium",)),
+    Fault("an unknown format", "simulate-value", _on_kit("simulate", "{folder}/out/sim", "--format", "xenum",
+          "--width-px", "64", out=""), ("xenum", 'did you mean "xenium"?')),
     Fault("a width of nothing", "usage", _on_kit("simulate", "{folder}/out/sim", "--width-px", "0", out=""), ("64",)),
     Fault("a sheet with a sample twice", "input-invalid", lambda kit, folder: [(folder / "sheet.csv").write_text(
           f"sample,technology,path\na,ome_tif,{kit}/image.ome.tif\na,ome_tif,{kit}/image.ome.tif\n"), "check",

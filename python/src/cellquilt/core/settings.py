@@ -18,7 +18,7 @@ from cellquilt.core.errors import CellquiltError, SeveralErrors, did_you_mean
 Kind = Literal["int", "float", "str", "bool", "list"]
 Value = int | float | str | bool | list[str] | None
 
-TECHNOLOGIES = ("merscope", "ome_tif")
+TECHNOLOGIES = ("merscope", "ome_tif", "xenium")
 METHODS = ("cellpose", "generic", "vendor")
 
 #: Group of settings → what it is about, and the pipeline stages that are handed its values.
@@ -146,6 +146,14 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("z_column", "convert", "str", None, "Column of the transcript table with z."),
     Setting("gene_column", "convert", "str", None, "Column of the transcript table with the gene."),
     Setting("transcripts_unit", "convert", "str", "um", "Unit of x and y in a transcript table.", choices=("um", "px")),
+    Setting(
+        "xenium_image",
+        "convert",
+        "str",
+        "focus",
+        "Image of a Xenium bundle: best focus (all stains), maximum projection or stack of DAPI, or none.",
+        choices=("focus", "mip", "stack", "none"),
+    ),
     Setting("chunk_px", "convert", "int", 2048, "Chunk width of the stored image in pixels.", minimum=64, hidden=True),
     # --- tissue
     Setting(

@@ -64,6 +64,8 @@ class TiffImage:
         What to call it in messages.
     memory_mb
         Bound for decoded segments that are kept for the next window.
+    alone
+        Take the planes that lie in this file for all there are, whatever its OME-XML says about other files.
 
     Attributes
     ----------
@@ -81,6 +83,8 @@ class TiffImage:
         Distance of z-planes in µm, if the file says.
     interleaved
         Whether a decoded segment holds several channels: then they are best read together.
+    description
+        What the first page says about itself; OME-XML where there is some.
 
     Raises
     ------
@@ -89,9 +93,10 @@ class TiffImage:
         ``tiff-planes-missing``, ``tiff-segment-too-large``, ``pixel-size-invalid``.
     """
 
-    def __init__(self, path: Path, name: str | None = None, *, memory_mb: int = 1500) -> None:
+    def __init__(self, path: Path, name: str | None = None, *, memory_mb: int = 1500, alone: bool = False) -> None:
         self.path = Path(path)
         self.name = name or self.path.name
+        self._alone = alone
         self._budget = memory_mb * 1_000_000 * 4 // 10
         self._cache: OrderedDict[tuple[int, int], np.ndarray | None] = OrderedDict()
         self._cached_bytes = 0
@@ -149,7 +154,8 @@ class TiffImage:
         # tifffile logs what it then raises, or what the checks here find.
         logging.getLogger("tifffile").setLevel(logging.CRITICAL)
         try:
-            file = tifffile.TiffFile(self.path)
+            # Without its OME-XML a file is no part of a set.
+            file = tifffile.TiffFile(self.path, is_ome=False if self._alone else None)
             first = file.pages.first
         except Exception as error:  # tifffile meets damaged files with errors of any kind
             offset = self._first_directory()
@@ -283,6 +289,7 @@ class TiffImage:
         self.pixel_size_um: tuple[float, float] | None = None
         self.pixel_size_from = ""
         self.z_step_um: float | None = None
+        self.description = str(self._file.pages.first.description or "")
         names: list[str | None] = [None] * self.shape[0]
         if self._file.is_ome and self._file.ome_metadata:
             names = self._from_ome(self._file.ome_metadata, names)

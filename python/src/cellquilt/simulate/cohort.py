@@ -9,8 +9,10 @@ from cellquilt.core.errors import CellquiltError, did_you_mean
 from cellquilt.simulate.parameters import make_parameters
 from cellquilt.simulate.slide import Slide
 from cellquilt.simulate.writer import TIFF_TILE, What, write_merscope, write_ome_tif
+from cellquilt.simulate.xenium import VERSIONS, write_xenium
 
-Format = Literal["ome_tif", "merscope"]
+Format = Literal["ome_tif", "merscope", "xenium"]
+_WRITERS = {"ome_tif": write_ome_tif, "merscope": write_merscope, "xenium": write_xenium}
 
 
 def simulate(
@@ -33,6 +35,7 @@ def simulate(
     labels: bool = False,
     channels: tuple[str, ...] = ("DAPI", "Cellbound"),
     planes: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6),
+    xenium_version: int = 3,
     compression: str | None = None,
     tile_px: int = 2048,
     name: str = "slide",
@@ -61,13 +64,17 @@ def simulate(
         Standard deviation of the log of a slide's factor on a gene; the first slide has none.
     format
         ``ome_tif``: image, transcript table and truth. ``merscope``: a vendor folder with mosaics of every plane.
+        ``xenium``: a vendor bundle.
     image, with_transcripts, image_only
         What to leave out; `image_only` is short for `with_transcripts=False`.
     labels
         Write true label images too (``truth/cells_labels.tif``, ``truth/nuclei_labels.tif``; uint32, the cells'
         numbers).
     channels, planes
-        Stains, and z-planes of the ``merscope`` format.
+        Stains, and z-planes of the ``merscope`` format. With ``Cellbound`` a ``xenium`` bundle has the four stains of
+        the segmentation kit.
+    xenium_version
+        Version of the machine's software whose bundle is written: 1, 2, 3 or 4.
     compression
         tifffile's name of a compression of the images, for example ``"zlib"``.
     tile_px
@@ -92,14 +99,14 @@ def simulate(
     """
     output = Path(output)
     with_transcripts = with_transcripts and not image_only
-    _check(format, slides, panels, tile_px, channels)
+    _check(format, slides, panels, tile_px, channels, xenium_version)
     if height_px is not None:
         parameters["height_px"] = height_px
     made = make_parameters(
         preset, width_px=width_px, pixel_size_um=pixel_size_um, seed=seed, n_genes=n_genes, **parameters
     )
-    what = What(image, with_transcripts, labels, tile_px, compression, tuple(planes), tuple(channels))
-    write = write_ome_tif if format == "ome_tif" else write_merscope
+    what = What(image, with_transcripts, labels, tile_px, compression, tuple(planes), tuple(channels), xenium_version)
+    write = _WRITERS[format]
     rows = []
     with atomic_path(output, overwrite=overwrite) as folder:
         folder.mkdir(parents=True)
@@ -108,7 +115,9 @@ def simulate(
             sample = f"{name}_{number}"
             more = {"preset": preset, "panel": number % panels, "format": format, "sample": sample}
             write(slide, folder / sample, sample, what, more)
-            rows.append(_row(sample, format, with_transcripts, number % panels, number))
+            row = _row(sample, format, with_transcripts, number % panels, number)
+            # A bundle without its image is no accident here.
+            rows.append(row if image or format != "xenium" else {**row, "xenium_image": "none"})
         with (folder / "sheet.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
             writer.writeheader()
@@ -129,12 +138,14 @@ def _row(sample: str, format: str, with_transcripts: bool, panel: int, number: i
     }
 
 
-def _check(format: str, slides: int, panels: int, tile_px: int, channels: tuple[str, ...]) -> None:
+def _check(format: str, slides: int, panels: int, tile_px: int, channels: tuple[str, ...], xenium_version: int) -> None:
     from cellquilt.simulate.image import CHANNELS
 
-    formats = ("ome_tif", "merscope")
-    if format not in formats:
-        raise CellquiltError("simulate-value", f'format is "{format}"', did_you_mean(format, formats))
+    if format not in _WRITERS:
+        raise CellquiltError("simulate-value", f'format is "{format}"', did_you_mean(format, _WRITERS))
+    if xenium_version not in VERSIONS:
+        known = ", ".join(map(str, VERSIONS))
+        raise CellquiltError("simulate-value", f"xenium_version is {xenium_version}; expected one of {known}")
     if slides < 1 or panels < 1:
         raise CellquiltError("simulate-value", f"slides is {slides}, panels is {panels}; expected at least 1 of each")
     if tile_px < TIFF_TILE or tile_px % TIFF_TILE:

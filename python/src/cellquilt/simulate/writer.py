@@ -68,6 +68,11 @@ class Spool:
         for _ in range(self.rows * self.columns):
             yield np.frombuffer(self._file.read(self._tile_bytes), self.dtype).reshape(TIFF_TILE, TIFF_TILE)
 
+    def tile(self, row: int, column: int) -> np.ndarray:
+        """One tile."""
+        self._file.seek((row * self.columns + column) * self._tile_bytes)
+        return np.frombuffer(self._file.read(self._tile_bytes), self.dtype).reshape(TIFF_TILE, TIFF_TILE)
+
     def remove(self) -> None:
         """Close and delete the file."""
         self._file.close()
@@ -218,7 +223,7 @@ def _gene_column(slide: Slide, codes: np.ndarray) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(slide.expression.genes))
 
 
-def _outlines(labels: np.ndarray, tile: Tile) -> np.ndarray:
+def tile_outlines(labels: np.ndarray, tile: Tile) -> np.ndarray:
     """Polygons in canvas pixels of the tile's own cells, in their order; None where a label has no pixel."""
     rank = np.zeros(len(tile.cells) + 1, np.int32)
     rank[tile.owned.index + 1] = np.arange(1, len(tile.owned.index) + 1)
@@ -290,7 +295,7 @@ class TruthWriter:
                 "n_transcripts": counts,
             }
         )
-        nuclei = _outlines(tile.masks.nuclei, tile)[has_nucleus]
+        nuclei = tile_outlines(tile.masks.nuclei, tile)[has_nucleus]
         self._nuclei.write(
             {
                 "cell_id": ids[has_nucleus],
@@ -353,6 +358,7 @@ class What:
     compression: str | None = None
     planes: tuple[int, ...] = tuple(range(7))
     channels: tuple[str, ...] = CHANNELS
+    xenium_version: int = 3
 
 
 def write_ome_tif(slide: Slide, folder: Path, name: str, what: What, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -375,7 +381,7 @@ def write_ome_tif(slide: Slide, folder: Path, name: str, what: What, more: Mappi
     for window in progress(slide.windows(what.tile_px), f"simulate {name}"):
         tile = slide.tile(window)
         transcripts = slide.transcripts(tile) if table is not None else None
-        truth.write(tile, _outlines(tile.masks.cells, tile), transcripts)
+        truth.write(tile, tile_outlines(tile.masks.cells, tile), transcripts)
         if table is not None and transcripts is not None:
             table.write(_position_columns(slide, transcripts))
         if spools:
@@ -432,7 +438,7 @@ def write_merscope(slide: Slide, folder: Path, name: str, what: What, more: Mapp
     for window in progress(slide.windows(what.tile_px), f"simulate {name}"):
         tile = slide.tile(window)
         transcripts = slide.transcripts(tile) if table is not None else None
-        outlines = _outlines(tile.masks.cells, tile)
+        outlines = tile_outlines(tile.masks.cells, tile)
         truth.write(tile, outlines, transcripts)
         if table is not None and transcripts is not None:
             xy = transcripts.xy + offset_um
