@@ -1,0 +1,300 @@
+"""What a transcript method made of a bundle: outlines of cells, and the cell of every transcript.
+
+A result is a folder ``bundle_<nnn>.result``: ``cells.parquet`` (GeoParquet, outlines in µm; what is known of the task
+is its metadata), ``transcripts.parquet`` (a row for every transcript of every patch that was segmented) and, where a
+method has expected counts, ``expected.parquet`` in long form.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import shapely
+
+from cellquilt.core.atomic import atomic_path
+from cellquilt.core.errors import CellquiltError
+from cellquilt.core.parquet import ParquetWriter, write_parquet
+from cellquilt.core.shapes import read_geoparquet, write_geoparquet
+from cellquilt.patches.transcripts import inner_sides
+
+CELLS, TRANSCRIPTS, EXPECTED = "cells.parquet", "transcripts.parquet", "expected.parquet"
+#: Columns that every method gives for its cells.
+CELL_COLUMNS = {"patch": np.int32, "label": np.int32, "prior_cell": np.int32, "n_transcripts": np.int32}
+#: Columns that `write_result` adds.
+BORDER_COLUMNS = {"cut": np.bool_, "depth_um": np.float32}
+TRANSCRIPT_SCHEMA = pa.schema([("transcript_id", pa.uint64()), ("patch", pa.int32()), ("label", pa.int32())])
+CONFIDENCE = pa.field("confidence", pa.float32())
+EXPECTED_SCHEMA = pa.schema(
+    [
+        ("patch", pa.int32()),
+        ("label", pa.int32()),
+        ("gene", pa.dictionary(pa.int32(), pa.string())),
+        ("value", pa.float32()),
+    ]
+)
+
+
+@dataclass
+class MoleculeResult:
+    """Cells and molecules of the patches of one bundle, or of several.
+
+    Attributes
+    ----------
+    method
+        The method's name.
+    patches
+        The patches' records as in the bundle, each with ``seconds`` (wall time) and ``error``: None, or ``code``,
+        ``message`` and ``hint`` of what went wrong; a patch that failed has no cells and no transcripts here.
+    geometry
+        (n,) object array of polygons in µm.
+    cells
+        Column → (n,) array: ``patch``, ``label`` (from 1 on, unique in its patch), ``prior_cell`` (0: none) and
+        ``n_transcripts``, all int32, and what else the method tells, as floats. `write_result` adds ``cut`` (touches
+        an inner side of its window) and ``depth_um`` (distance of its box to the nearest one, inf if there is none).
+    transcripts
+        Tables with ``transcript_id`` uint64, ``patch`` int32, ``label`` int32 (0: in no cell) and perhaps
+        ``confidence`` float32: a row for every transcript of every patch that was segmented. May be read once or more
+        often, as the iterable allows; from `read_results`, as often as one likes.
+    expected
+        ``patch, label, gene, value``: expected counts that are not 0. None where the method has none.
+    record
+        The task's `Record`, finished, or at least its ``versions`` and ``parameters``.
+    """
+
+    method: str
+    patches: list[dict[str, Any]]
+    geometry: np.ndarray
+    cells: dict[str, np.ndarray]
+    transcripts: Iterable[pa.Table]
+    expected: pa.Table | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def write_result(folder: Path | str, result: MoleculeResult, *, overwrite: bool = False) -> Path:
+    """Write a result, atomically.
+
+    Parameters
+    ----------
+    folder
+        ``bundle_<nnn>.result``.
+    result
+        What to write. Cells are sorted by patch and label; ``cut`` and ``depth_um`` are computed where not given.
+    overwrite
+        Replace an existing result.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    ValueError
+        If columns are missing or cells have no label of their own.
+    """
+    geometry, columns = _checked_cells(result)
+    metadata = {**result.record, "method": result.method, "patches": result.patches}
+    metadata.setdefault("versions", {})
+    metadata.setdefault("parameters", {})
+    with atomic_path(folder, overwrite=overwrite) as aside:
+        aside.mkdir()
+        write_geoparquet(aside / CELLS, geometry, columns, metadata=metadata)
+        _write_transcripts(aside / TRANSCRIPTS, result.transcripts)
+        if result.expected is not None:
+            write_parquet(aside / EXPECTED, result.expected.select(EXPECTED_SCHEMA.names).cast(EXPECTED_SCHEMA))
+    return Path(folder)
+
+
+def _checked_cells(result: MoleculeResult) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    geometry = np.asarray(result.geometry, dtype=object).ravel()
+    columns = dict(result.cells)
+    missing = [name for name in CELL_COLUMNS if name not in columns]
+    if missing:
+        raise ValueError(f"{result.method}: cells lack the columns {', '.join(missing)}")
+    for name, kind in CELL_COLUMNS.items():
+        columns[name] = np.asarray(columns[name]).astype(kind)
+    if any(len(values) != geometry.size for values in columns.values()):
+        raise ValueError(f"{result.method}: columns of other lengths than {geometry.size} cells")
+    if geometry.size and columns["label"].min() < 1:
+        raise ValueError(f"{result.method}: labels of cells start at 1")
+    columns = {**borders(geometry, columns["patch"], result.patches), **columns}
+    order = np.lexsort((columns["label"], columns["patch"]))
+    columns = {name: np.asarray(values)[order] for name, values in columns.items()}
+    same = (np.diff(columns["patch"]) == 0) & (np.diff(columns["label"]) == 0)
+    if same.any():
+        raise ValueError(f"{result.method}: {int(same.sum())} labels occur more than once in their patch")
+    return geometry[order], columns
+
+
+def borders(geometry: np.ndarray, patch: np.ndarray, records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """How cells lie in their patches' windows.
+
+    Parameters
+    ----------
+    geometry
+        (n,) polygons in µm.
+    patch
+        (n,) index of each one's patch.
+    records
+        The patches' records.
+
+    Returns
+    -------
+    dict
+        ``cut`` (n,) bool: the box touches or crosses an inner side; ``depth_um`` (n,) float32: its distance to the
+        nearest inner side, negative if it crosses it, inf where the window has none.
+    """
+    ordered = sorted(records, key=lambda record: int(record["index"]))
+    index = np.array([record["index"] for record in ordered], dtype=np.int64)
+    row = np.searchsorted(index, patch)
+    if len(patch) and (not index.size or (index[np.minimum(row, index.size - 1)] != patch).any()):
+        raise ValueError("cells of patches that have no record")
+    windows = np.array([[record[side] for side in ("x0", "y0", "x1", "y1")] for record in ordered], dtype=np.float64)
+    windows = windows.reshape(-1, 4)
+    inner = np.array([inner_sides(record) for record in ordered], dtype=bool).reshape(-1, 4)
+    windows = np.where(inner, windows, [-np.inf, -np.inf, np.inf, np.inf])[row]
+    bounds = shapely.bounds(geometry).reshape(-1, 4)
+    depth = np.minimum(bounds[:, :2] - windows[:, :2], windows[:, 2:] - bounds[:, 2:]).min(axis=1, initial=np.inf)
+    return {"cut": depth <= 0, "depth_um": depth.astype(np.float32)}
+
+
+def _write_transcripts(path: Path, tables: Iterable[pa.Table]) -> None:
+    writer: ParquetWriter | None = None
+    try:
+        for table in [tables] if isinstance(tables, pa.Table) else tables:
+            if writer is None:
+                fields = [*TRANSCRIPT_SCHEMA, *([CONFIDENCE] if CONFIDENCE.name in table.schema.names else [])]
+                writer = ParquetWriter(path, pa.schema(fields), compression="zstd")
+            writer.write_table(table.select(writer.schema.names).cast(writer.schema))
+        if writer is None:
+            writer = ParquetWriter(path, TRANSCRIPT_SCHEMA, compression="zstd")
+        writer.close()
+    except BaseException:
+        if writer is not None:
+            writer.abandon()
+        raise
+
+
+@dataclass(frozen=True)
+class _Transcripts:
+    """The transcripts of several results, file by file, read anew whenever they are iterated over."""
+
+    files: tuple[Path, ...]
+    batch_rows: int = 1_000_000
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        for path in self.files:
+            try:
+                with pq.ParquetFile(path) as file:
+                    fields = [*TRANSCRIPT_SCHEMA, *([CONFIDENCE] if CONFIDENCE.name in file.schema_arrow.names else [])]
+                    schema = pa.schema(fields)
+                    for batch in file.iter_batches(batch_size=self.batch_rows, columns=schema.names):
+                        yield pa.Table.from_batches([batch]).cast(schema)
+            except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+                raise _invalid(path, f"cannot be read: {error}") from error
+
+
+def read_results(folders: Sequence[Path | str]) -> MoleculeResult:
+    """Read the results of a slide's tasks as one.
+
+    Parameters
+    ----------
+    folders
+        The tasks' results, in any order; what is read does not depend on it.
+
+    Returns
+    -------
+    MoleculeResult
+        Cells sorted by patch and label; patches by index; ``record["tasks"]`` what each task says of itself. The
+        transcripts stay on disk and are streamed.
+
+    Raises
+    ------
+    CellquiltError
+        ``molecule-result-invalid``: not a result, columns missing, results of two methods, or a patch twice.
+    """
+    parts = sorted((_read_cells(Path(folder)) for folder in folders), key=lambda part: part.order)
+    methods = sorted({part.metadata["method"] for part in parts})
+    if len(methods) > 1:
+        raise CellquiltError(
+            "molecule-result-invalid",
+            f"results of {' and '.join(methods)} in one slide",
+            "resolve each method's results by themselves",
+        )
+    patches = sorted((patch for part in parts for patch in part.metadata["patches"]), key=lambda patch: patch["index"])
+    index = [patch["index"] for patch in patches]
+    double = sorted({number for number in index if index.count(number) > 1}) if len(set(index)) < len(index) else []
+    if double:
+        raise CellquiltError(
+            "molecule-result-invalid",
+            f"patch {double[0]} is in more than one of the results",
+            "give the results of one run only",
+        )
+    names = _common_columns(parts)
+    geometry = np.concatenate([np.empty(0, object), *(part.geometry for part in parts)])
+    cells = {name: np.concatenate([np.empty(0, kind), *(part.columns[name] for part in parts)]) for name, kind in names}
+    order = np.lexsort((cells["label"], cells["patch"]))
+    expected = [_read_expected(part.folder / EXPECTED) for part in parts if (part.folder / EXPECTED).is_file()]
+    tasks = [{key: value for key, value in part.metadata.items() if key != "patches"} for part in parts]
+    return MoleculeResult(
+        methods[0] if methods else "",
+        patches,
+        geometry[order],
+        {name: values[order] for name, values in cells.items()},
+        _Transcripts(tuple(part.folder / TRANSCRIPTS for part in parts)),
+        pa.concat_tables(expected).unify_dictionaries() if expected else None,
+        {"tasks": tasks},
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    folder: Path
+    geometry: np.ndarray
+    columns: dict[str, np.ndarray]
+    metadata: dict[str, Any]
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """A key that depends on what the part holds, not on where it lies."""
+        first = min((int(patch["index"]) for patch in self.metadata["patches"]), default=-1)
+        return first, json.dumps(self.metadata, sort_keys=True)
+
+
+def _read_cells(folder: Path) -> _Part:
+    if not (folder / CELLS).is_file() or not (folder / TRANSCRIPTS).is_file():
+        raise _invalid(folder, f"is no result of a transcript method: it has no {CELLS} or no {TRANSCRIPTS}")
+    geometry, table, metadata = read_geoparquet(folder / CELLS)
+    missing = [name for name in (*CELL_COLUMNS, *BORDER_COLUMNS) if name not in table.schema.names]
+    if missing or "method" not in metadata or "patches" not in metadata:
+        lacking = ", ".join(missing) if missing else "method and patches in its metadata"
+        raise _invalid(folder / CELLS, f"lacks {lacking}")
+    columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.schema.names}
+    return _Part(folder, geometry, columns, metadata)
+
+
+def _common_columns(parts: Sequence[_Part]) -> list[tuple[str, Any]]:
+    """Columns that all results with cells have, and their types; those that every result has first."""
+    own = [(name, kind) for name, kind in (CELL_COLUMNS | BORDER_COLUMNS).items()]
+    filled = [part for part in parts if part.geometry.size]
+    others = sorted(set.intersection(*(set(part.columns) for part in filled))) if filled else []
+    return own + [(name, np.float32) for name in others if name not in CELL_COLUMNS | BORDER_COLUMNS]
+
+
+def _read_expected(path: Path) -> pa.Table:
+    try:
+        table = pq.read_table(path, read_dictionary=["gene"])
+        table = table.select(EXPECTED_SCHEMA.names).cast(EXPECTED_SCHEMA)
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise _invalid(path, f"cannot be read: {error}") from error
+    return table.filter(pc.not_equal(table.column("value"), 0))
+
+
+def _invalid(path: Path, what: str) -> CellquiltError:
+    return CellquiltError("molecule-result-invalid", f"{path} {what}", "segment the bundle again")
