@@ -14,7 +14,14 @@ def _aside(target: Path) -> Path:
     return target.with_name(f".{target.name}.{os.getpid()}.partial")
 
 
-def _refuse_existing(target: Path, overwrite: bool) -> None:
+def refuse_existing(target: Path, overwrite: bool) -> None:
+    """Refuse to write where something stands, before any work is done for it.
+
+    Raises
+    ------
+    CellquiltError
+        ``output-exists``.
+    """
     if target.exists() and not overwrite:
         raise CellquiltError("output-exists", f"{target} exists already", "choose another --output or add --overwrite")
 
@@ -46,7 +53,7 @@ def atomic_path(target: Path | str, *, overwrite: bool = False) -> Iterator[Path
         ``input-not-readable`` when the file system refuses.
     """
     target = Path(target)
-    _refuse_existing(target, overwrite)
+    refuse_existing(target, overwrite)
     aside = _aside(target)
     try:
         _make_folder(target)

@@ -20,6 +20,8 @@ Value = int | float | str | bool | list[str] | None
 
 TECHNOLOGIES = ("merscope", "ome_tif", "xenium")
 METHODS = ("cellpose", "generic", "vendor")
+#: Methods that segment transcripts, with or without prior cells.
+TRANSCRIPT_METHODS = ("baysor", "proseg")
 
 #: Group of settings → what it is about, and the pipeline stages that are handed its values.
 GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -31,6 +33,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "segmentation": ("Choice of the segmentation method", ("patchify", "segment", "resolve", "preview")),
     "cellpose": ("Cellpose", ("patchify", "segment", "preview")),
     "generic": ("Any Python function as segmenter", ("patchify", "segment", "preview")),
+    "baysor": ("Baysor", ("patchify", "segment")),
     "resolve": ("Putting patches together, nuclei to cells", ("resolve", "preview")),
     "aggregate": ("Counting transcripts and measuring channels", ("aggregate", "preview")),
     "report": ("Quality control and reports", ("report",)),
@@ -332,6 +335,96 @@ SETTINGS: tuple[Setting, ...] = (
         "Expected diameter in µm; sets the halo.",
         keyword="diameter_um",
         minimum=0.1,
+    ),
+    # --- baysor
+    Setting(
+        "baysor_scale_um",
+        "baysor",
+        "float",
+        None,
+        "Expected radius of a cell in µm; default: estimated from the prior cells.",
+        keyword="scale_um",
+        minimum=0.01,
+    ),
+    Setting(
+        "baysor_min_molecules_per_cell",
+        "baysor",
+        "int",
+        None,
+        "Fewest transcripts of a cell; default: 10.",
+        keyword="min_molecules_per_cell",
+        minimum=1,
+    ),
+    Setting(
+        "baysor_prior_confidence",
+        "baysor",
+        "float",
+        None,
+        "Confidence in the prior cells, from 0 (ignored) to 1 (never contradicted); default: 0.8.",
+        keyword="prior_confidence",
+        minimum=0,
+        maximum=1,
+    ),
+    Setting(
+        "baysor_n_clusters",
+        "baysor",
+        "int",
+        None,
+        "Clusters of molecules, about the number of main cell types; default: Baysor's.",
+        keyword="n_clusters",
+        minimum=1,
+    ),
+    Setting(
+        "baysor_iterations",
+        "baysor",
+        "int",
+        None,
+        "Iterations, each time the same number; default: Baysor's.",
+        keyword="iterations",
+        minimum=1,
+    ),
+    Setting(
+        "baysor_force_2d",
+        "baysor",
+        "bool",
+        None,
+        "Ignore z; default: only where z is the same everywhere.",
+        keyword="force_2d",
+    ),
+    Setting(
+        "baysor_config",
+        "baysor",
+        "str",
+        None,
+        "Further settings of Baysor: its TOML file, or the same as JSON; the parameters here win over it.",
+        keyword="config",
+    ),
+    Setting(
+        "baysor_via",
+        "baysor",
+        "str",
+        "auto",
+        "The way to Baysor: its executable, Julia in the same process (0.7), or the executable where there is one.",
+        keyword="via",
+        choices=("auto", "executable", "julia"),
+    ),
+    Setting(
+        "baysor_executable",
+        "baysor",
+        "str",
+        None,
+        "The executable (0.6 or 0.7); default: baysor on PATH or in ~/.julia/bin.",
+        keyword="executable",
+        per_sample=False,
+    ),
+    Setting(
+        "baysor_timeout_min",
+        "baysor",
+        "float",
+        None,
+        "Stop the executable on a patch after so many minutes; default: never.",
+        keyword="timeout_min",
+        minimum=0.001,
     ),
     # --- resolve
     Setting(
