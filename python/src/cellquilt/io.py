@@ -54,3 +54,8 @@ def merscope(path: str | Path, *, output: str | Path | None = None, **settings: 
 def ome_tif(path: str | Path, *, output: str | Path | None = None, **settings: Any) -> "SpatialData":
     """Read any TIFF, with ``transcripts`` a table beside it; see `read`."""
     return read(path, "ome_tif", output=output, **settings)
+
+
+def xenium(path: str | Path, *, output: str | Path | None = None, **settings: Any) -> "SpatialData":
+    """Read a Xenium region's bundle; see `read`."""
+    return read(path, "xenium", output=output, **settings)

@@ -10,6 +10,8 @@ DAPI. Microns and pixels share their origin.
 import json
 import math
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -56,7 +58,7 @@ def open_xenium(request: Request) -> Slide:
     slide.points[TRANSCRIPTS] = _transcripts(request, in_um, slide)
     for element, file in _OUTLINES.items():
         path = folder / file
-        if path.is_file() and not (element == NUCLEI and _nuclei_run_together(path, experiment, source)):
+        if path.is_file() and not (element == NUCLEI and _nuclei_run_together(path, source, slide)):
             slide.shapes[element] = lambda path=path: read_outlines(path, f"{source}/{path.name}", in_um)  # type: ignore[misc]
             slide.inputs.append(path)
     return slide
@@ -78,13 +80,12 @@ def read_experiment(path: Path, source: str) -> dict[str, Any]:
     """
     name = f"{source}/{path.name}"
     if not path.is_file():
-        beside = sorted(entry.name for entry in path.parent.glob("*/" + EXPERIMENT))
-        inside = f"; one lies in a folder below: name that ({len(beside)} found)" if beside else ""
-        raise CellquiltError(
-            "xenium-no-experiment",
-            f"{name} does not exist{inside}",
-            "name the region's folder as the machine wrote it, the one that holds this file",
-        )
+        below = sorted(entry.parent.name for entry in path.parent.glob(f"*/{EXPERIMENT}"))
+        hint = "name the region's folder as the machine wrote it, the one that holds this file"
+        if below:
+            hint = f"name the region's own folder: {', '.join(f'{source}/{folder}' for folder in below[:3])}"
+            hint += f" or one of {len(below) - 3} more" if len(below) > 3 else ""
+        raise CellquiltError("xenium-no-experiment", f"{name} does not exist", hint)
     hint = "copy it again from the machine"
     try:
         experiment = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -189,6 +190,7 @@ def _image(request: Request, pixel: float, slide: Slide) -> ImageSource:
 def _image_files(folder: Path, kind: str, source: str) -> list[Path]:
     """The files of an image, one a stain, in the order of their numbers."""
     if kind == "focus" and (folder / _FOCUS).is_dir():
+        # A file beside them whose name starts with "._" is none of the machine's.
         numbered = {
             int(match[1] or match[2]): path
             for path in sorted((folder / _FOCUS).iterdir(), key=lambda path: path.name)
@@ -204,7 +206,7 @@ def _image_files(folder: Path, kind: str, source: str) -> list[Path]:
             )
         if numbered:
             return [numbered[number] for number in sorted(numbered)]
-    elif (folder / _SINGLE[kind]).is_file():
+    if (folder / _SINGLE[kind]).is_file():
         return [folder / _SINGLE[kind]]
     wanted = f"{_FOCUS}/morphology_focus_0000.ome.tif, {_FOCUS}/ch0000_dapi.ome.tif or " if kind == "focus" else ""
     others = [other for other, file in _SINGLE.items() if other != kind and (folder / file).is_file()]
@@ -217,30 +219,46 @@ def _image_files(folder: Path, kind: str, source: str) -> list[Path]:
     )
 
 
+@dataclass
 class _Ome:
-    """What OME-XML says: the names of channels (None where it has none), their number and the pixel size in µm."""
+    """What OME-XML says of the image that a file is part of.
 
-    def __init__(self, names: list[str | None], n_channels: int, pixel_um: float | None) -> None:
-        self.names, self.n_channels, self.pixel_um = names, n_channels, pixel_um
+    Attributes
+    ----------
+    names
+        Of the channels; None where it says none.
+    channel_of
+        File → channel, where it tells of several files.
+    n_channels
+        Their number.
+    pixel_um
+        Width of a pixel.
+    """
+
+    names: list[str | None] = field(default_factory=list)
+    channel_of: dict[str, int] = field(default_factory=dict)
+    n_channels: int = 0
+    pixel_um: float | None = None
 
     @classmethod
     def of(cls, description: str) -> "_Ome":
         """Parsed; of a description that is none, an empty one: the image can be read without it."""
         try:
             root = ElementTree.fromstring(description.encode())
-        except ElementTree.ParseError:
-            return cls([], 0, None)
-        pixels = next((element for element in root.iter() if _tag(element) == "Pixels"), None)
-        if pixels is None:
-            return cls([], 0, None)
-        names = [element.get("Name") or None for element in pixels if _tag(element) == "Channel"]
-        size, unit = pixels.get("PhysicalSizeX"), pixels.get("PhysicalSizeXUnit") or "µm"
-        try:
-            n_channels, pixel_um = int(pixels.get("SizeC") or 0), float(size or "nan")
-        except ValueError:
-            return cls(names, len(names), None)
-        in_um = unit in ("µm", "μm", "um") and math.isfinite(pixel_um)
-        return cls(names, n_channels, pixel_um if in_um else None)
+            pixels = next(element for element in root.iter() if _tag(element) == "Pixels")
+            names = [element.get("Name") or None for element in pixels if _tag(element) == "Channel"]
+            channel_of = {
+                Path(part.get("FileName", "")).name: int(data.get("FirstC") or 0)
+                for data in pixels
+                if _tag(data) == "TiffData"
+                for part in data
+                if _tag(part) == "UUID"
+            }
+            n_channels, pixel_um = int(pixels.get("SizeC") or 0), float(pixels.get("PhysicalSizeX") or "nan")
+        except (ElementTree.ParseError, StopIteration, ValueError):
+            return cls()
+        in_um = (pixels.get("PhysicalSizeXUnit") or "µm") in ("µm", "μm", "um") and math.isfinite(pixel_um)
+        return cls(names, channel_of, n_channels, pixel_um if in_um else None)
 
 
 def _tag(element: ElementTree.Element) -> str:
@@ -249,11 +267,14 @@ def _tag(element: ElementTree.Element) -> str:
 
 def _channel_names(paths: list[Path], ome: _Ome) -> list[str]:
     """Names of the stains: as the OME-XML says, else as the files are called, else those of the kit by number."""
-    named = [match[3] if (match := _CHANNEL_FILE.fullmatch(path.name)) else None for path in paths]
-    named = ["DAPI" if name and name.lower() == "dapi" else name for name in named]
     kit: list[str | None] = list(STAINS) if len(paths) == len(STAINS) else ["DAPI"] + [None] * (len(paths) - 1)
-    said = ome.names if len(ome.names) == len(paths) else [None] * len(paths)
-    found = [first or second or third for first, second, third in zip(said, named, kit, strict=True)]
+    found = []
+    for number, path in enumerate(paths):
+        channel = ome.channel_of.get(path.name, number)
+        said = ome.names[channel] if len(ome.names) == len(paths) > channel else None
+        match = _CHANNEL_FILE.fullmatch(path.name)
+        named = match[3] if match else None
+        found.append(said or ("DAPI" if named and named.lower() == "dapi" else named) or kit[number])
     return unique_names([name or f"channel_{number}" for number, name in enumerate(found)])
 
 
@@ -280,30 +301,51 @@ def _transcripts(request: Request, transforms: dict[str, Affine], slide: Slide) 
     if table.columns.qv is None:
         _warn(slide, f"{table.name} has no column qv: all transcripts pass the quality filter")
     slide.inputs.append(path)
-    slide.facts["controls_from"] = "is_gene" if "is_gene" in table.names else "names"
-    return PointsSource(transforms, lambda: (_finish(batch) for batch in table.batches(min_qv=settings["min_qv"])))
+    controls_from = next((name for name in ("is_gene", "codeword_category") if name in table.names), "names")
+    slide.facts["controls_from"] = controls_from
+
+    def batches() -> Iterator[pa.Table]:
+        for batch in table.batches(min_qv=settings["min_qv"]):
+            yield _finish(batch, controls_from, table.name)
+
+    return PointsSource(transforms, batches)
 
 
-def _finish(batch: pa.Table) -> pa.Table:
-    """Text that XOA 1 stores as bytes becomes text, and ``is_gene``, where there is one, says what is a control."""
-    for k, field in enumerate(batch.schema):
-        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
-            batch = batch.set_column(k, field.name, batch.column(k).cast(pa.string()))
-    if "is_gene" in batch.schema.names and pa.types.is_boolean(batch.schema.field("is_gene").type):
-        # Custom genes may be called like a control; where the machine says nothing of a row, its name counts.
-        control = pc.coalesce(pc.invert(batch.column("is_gene")), batch.column("is_control"))
-        batch = batch.set_column(batch.schema.get_field_index("is_control"), "is_control", control)
-    return batch
+def _finish(batch: pa.Table, controls_from: str, name: str) -> pa.Table:
+    """Text that XOA 1 stores as bytes becomes text, and the machine's word on what is a control counts."""
+    for k, column in enumerate(batch.schema):
+        if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+            batch = batch.set_column(k, column.name, _cast(batch, column.name, pa.string(), name))
+    if controls_from == "names":
+        return batch
+    if controls_from == "is_gene":
+        is_gene = _cast(batch, controls_from, pa.bool_(), name)
+    else:
+        is_gene = pc.ends_with(_cast(batch, controls_from, pa.string(), name), "_gene")
+    # A custom gene may be called like a control; where the machine says nothing of a row, its name counts.
+    control = pc.coalesce(pc.invert(is_gene), batch.column("is_control"))
+    return batch.set_column(batch.schema.get_field_index("is_control"), "is_control", control)
+
+
+def _cast(batch: pa.Table, column: str, kind: pa.DataType, name: str) -> pa.ChunkedArray:
+    try:
+        return batch.column(column).cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise CellquiltError(
+            "transcripts-value", f'{name}: column "{column}" cannot be read as {kind}: {error}', "correct the values"
+        ) from error
 
 
 # --- cells and nuclei
 
 
-def _nuclei_run_together(path: Path, experiment: dict[str, Any], source: str) -> bool:
+def _nuclei_run_together(path: Path, source: str, slide: Slide) -> bool:
     """Whether a file of XOA 2.0 has the nuclei of a cell as one line: they cannot be told apart."""
-    if not re.match(r"xenium-2\.", _version(experiment), re.IGNORECASE) or "label_id" in _names(path, source):
+    if not re.match(r"xenium-2\.", slide.facts["analysis_version"], re.IGNORECASE):
         return False
-    LOG.warning("%s/%s has no column label_id: the nuclei of a cell cannot be told apart; left out", source, path.name)
+    if "label_id" in _names(path, source):
+        return False
+    _warn(slide, f"{source}/{path.name} has no column label_id: the nuclei of a cell cannot be told apart; left out")
     return True
 
 
@@ -336,8 +378,8 @@ def read_outlines(path: Path, name: str, transforms: dict[str, Affine]) -> Shape
     -------
     ShapesTable
         In the order of the file. Ids are the machine's; the second nucleus of a cell gets ``<cell>_2``. Columns:
-        ``entity_id``, the machine's cell, and ``label_id`` (int64) where the file has it. Outlines of fewer than three
-        corners are left out and counted.
+        ``entity_id``, the machine's cell, and ``label_id`` (int64) where the file has it. Outlines without area are
+        left out and counted.
 
     Raises
     ------
@@ -360,43 +402,47 @@ def read_outlines(path: Path, name: str, transforms: dict[str, Affine]) -> Shape
         label = table.column("label_id").cast(pa.int64()).to_numpy() if "label_id" in columns else None
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise _unreadable(name, f"cannot be read: {error}") from error
-    bad = np.flatnonzero(~np.isfinite(xy).all(axis=1) | ~np.isfinite(cell))
+    key = cell if label is None else label
+    bad = np.flatnonzero(~(np.isfinite(xy).all(axis=1) & np.isfinite(cell) & np.isfinite(key)))
     if len(bad):
-        raise _unreadable(name, f"has no coordinates or cell in row {bad[0] + 1}")
-    order, starts = _runs(cell if label is None else label)
-    xy, cell = xy[order], cell[order]
+        raise _unreadable(name, f"has no coordinates, cell or label in row {bad[0] + 1}")
+    order, starts = _runs(key)
+    xy, cell, key = xy[order], cell[order], key[order]
     counts = np.diff(np.append(starts, len(xy)))
-    closed = (xy[starts] == xy[starts + counts - 1]).all(axis=1) if len(starts) else np.zeros(0, dtype=bool)
-    good = counts - closed >= 3
-    if not good.all():
-        LOG.warning("%s: %d of %d outlines have no area and are left out", name, (~good).sum(), len(good))
-    ring = np.repeat(np.cumsum(good) - 1, counts)[np.repeat(good, counts)]
-    rings = shapely.linearrings(xy[np.repeat(good, counts)], indices=ring) if good.any() else []
-    entity = entities[cell[starts[good]]] if good.any() else np.zeros(0, dtype=str)
-    found: dict[str, np.ndarray] = {"entity_id": entity}
-    if label is not None:
-        found["label_id"] = label[order][starts[good]]
-    metadata = {"source": name, "n_without_outline": int((~good).sum())}
-    geometry = np.asarray(shapely.polygons(rings), dtype=object)
-    return ShapesTable(_numbered(entity), geometry, found, transforms, metadata)
+    closed = (xy[starts] == xy[starts + counts - 1]).all(axis=1)
+    corners = counts - closed >= 3
+    ring = np.repeat(np.cumsum(corners) - 1, counts)
+    used = np.repeat(corners, counts)
+    geometry = np.full(len(starts), None, dtype=object)
+    geometry[corners] = shapely.polygons(shapely.linearrings(xy[used], indices=ring[used]))
+    there = shapely.area(geometry) > 0
+    if not there.all():
+        LOG.warning("%s: %d of %d outlines have no area and are left out", name, (~there).sum(), len(there))
+    cell, key = cell[starts[there]], key[starts[there]]
+    found = {"entity_id": entities[cell], **({} if label is None else {"label_id": key})}
+    metadata = {"source": name, "n_without_outline": int((~there).sum())}
+    return ShapesTable(_distinct(entities, cell), geometry[there], found, transforms, metadata)
 
 
-def _runs(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _runs(key: np.ndarray) -> tuple[np.ndarray | slice, np.ndarray]:
     """The order of rows that brings equal keys together, first come first, and where each key begins in it."""
-    _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+    starts = np.flatnonzero(np.diff(key, prepend=key[:1] - 1))
+    _, first, inverse = np.unique(key[starts], return_index=True, return_inverse=True)
+    if len(first) == len(starts):
+        return slice(None), starts  # together already, as the machine writes them
     rank = np.empty(len(first), np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
-    number = rank[inverse]
+    number = np.repeat(rank[inverse], np.diff(np.append(starts, len(key))))
     order = np.argsort(number, kind="stable")
     return order, np.flatnonzero(np.diff(number[order], prepend=-1))
 
 
-def _numbered(entity: np.ndarray) -> np.ndarray:
-    """Ids made distinct: the k-th of a cell gets ``_<k>`` from the second on."""
-    order, starts = _runs(entity)
-    nth = np.empty(len(entity), np.int64)
-    nth[order] = np.arange(len(entity)) - np.repeat(starts, np.diff(np.append(starts, len(entity))))
-    ids = entity.astype(object)
+def _distinct(entities: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    """Names of outlines: the cell's, and from its second on ``<cell>_<k>``."""
+    order, starts = _runs(cell)
+    nth = np.empty(len(cell), np.int64)
+    nth[order] = np.arange(len(cell)) - np.repeat(starts, np.diff(np.append(starts, len(cell))))
+    ids = entities[cell].astype(object)
     again = np.flatnonzero(nth)
-    ids[again] = [f"{entity[k]}_{nth[k] + 1}" for k in again.tolist()]
+    ids[again] = [f"{name}_{k + 1}" for name, k in zip(ids[again].tolist(), nth[again].tolist(), strict=True)]
     return ids.astype(str)

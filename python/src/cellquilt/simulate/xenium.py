@@ -610,11 +610,7 @@ def _write_experiment(
     """`experiment.xenium`."""
     pixel = slide.parameters.pixel_size_um
     area = slide.canvas[0] * slide.canvas[1] * pixel**2
-    images: dict[str, str] = {"morphology_filepath": "morphology.ome.tif"}
-    if files:
-        images["morphology_focus_filepath"] = files[0]
-        if version == 1:
-            images["morphology_mip_filepath"] = files[1]
+    kinds = ("morphology_focus_filepath", "morphology_mip_filepath")[: 2 if version == 1 else 1]
     panel = slide.expression
     document = {
         "major_version": 5 if version == 1 else version + 3,
@@ -641,7 +637,7 @@ def _write_experiment(
         "instrument_sw_version": VERSIONS[version].removeprefix("xenium-"),
         "analysis_sw_version": VERSIONS[version],
         "experiment_uuid": str(uuid.uuid5(uuid.NAMESPACE_URL, f"cellquilt-simulation/{name}")),
-        "images": images,
+        "images": dict(zip(kinds, files, strict=False)),
         "xenium_explorer_files": {"cells_zarr_filepath": "cells.zarr.zip"},
     }
     (folder / "experiment.xenium").write_text(json.dumps(document, indent=1) + "\n")
