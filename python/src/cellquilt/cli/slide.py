@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from cellquilt.cli.options import settings_options
-from cellquilt.core.settings import METHODS, Settings
+from cellquilt.core.settings import METHODS, TRANSCRIPT_METHODS, Settings
 
 _PATH = click.Path(path_type=Path)
 _output = click.option("-o", "--output", type=_PATH, help="What to write; without it the store itself gets the result.")
@@ -82,9 +82,25 @@ def _segment_command(method: str) -> click.Command:
     return command
 
 
+def _segment_transcripts_command(method: str) -> click.Command:
+    @click.command(method, help=f"Segment transcripts with {method}.")
+    @click.argument("source", type=_PATH, metavar="BUNDLE")
+    @_output
+    @_overwrite
+    @settings_options("segmentation", "resources", own=method)
+    def command(**arguments: Any) -> None:
+        from cellquilt.segment.stages import segment_transcripts
+
+        segment_transcripts(method=method, **arguments)
+
+    return command
+
+
 for _method in METHODS:
     if _method != "vendor":  # the machine's own cells are taken by `resolve`
         segment.add_command(_segment_command(_method))
+for _method in TRANSCRIPT_METHODS:
+    segment.add_command(_segment_transcripts_command(_method))
 
 
 @click.command()

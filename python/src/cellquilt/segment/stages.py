@@ -178,6 +178,38 @@ def segment_source(
     return _segment_store(Store(source), method, settings, weights, overwrite)
 
 
+def segment_transcripts(
+    source: Path, *, method: str, settings: Settings, output: Path | None = None, overwrite: bool = False
+) -> Path:
+    """Segment a bundle of transcript patches.
+
+    Parameters
+    ----------
+    source
+        The bundle.
+    method
+        One of `TRANSCRIPT_METHODS`.
+    settings
+        Groups ``segmentation`` and the method's own.
+    output
+        The result to write.
+    overwrite
+        Replace what stands there.
+
+    Returns
+    -------
+    pathlib.Path
+        The result; see `segment.molecules`.
+    """
+    import importlib
+
+    if output is None:
+        raise CellquiltError("usage", "a bundle's result needs a place", "add --output")
+    module = importlib.import_module(f"cellquilt.segment.{method}")
+    module.segment_bundle(source, output, settings=settings, overwrite=overwrite)
+    return output
+
+
 def _segment_store(slide: Store, method: str, settings: Settings, weights: Path | None, overwrite: bool) -> list[Path]:
     """Patchify and segment a whole store in this process; the results stay in its hidden folder."""
     import tempfile
