@@ -1,5 +1,6 @@
 """Xenium: bundles of four versions against spatialdata-io and the truth, and every way in which one can be wrong."""
 
+import itertools
 import json
 import re
 import shutil
@@ -137,9 +138,8 @@ def test_transcripts_are_the_true_ones(case) -> None:
     assert (ours["gene"].astype(str) == truth["gene"].astype(str)).all()
     assert (ours["overlaps_nucleus"] == truth["in_nucleus"]).all()
     # A transcript's cell is where it lies, not where it came from.
-    cell, row = shapely.STRtree(case.outlines("cells")).query(shapely.points(truth["x"], truth["y"]), "intersects")[
-        ::-1
-    ]
+    places = shapely.points(truth["x"], truth["y"])
+    row, cell = shapely.STRtree(case.outlines("cells")).query(places, "intersects")
     expected = np.full(len(truth), "UNASSIGNED", dtype=object)
     expected[row] = xenium_ids(case.cells.column("cell_id").to_numpy())[cell]
     assert (ours["vendor_cell_id"] == expected).all()
@@ -237,13 +237,9 @@ def test_same_bytes_again_and_same_content_for_other_tiles(tmp_path) -> None:
         assert a[f"slide_0/{path}"] == (bundles[1] / path).read_bytes()
     whole, tiled = (pq.read_table(bundle / "cells.parquet").sort_by("cell_id").to_pandas() for bundle in bundles)
     pd.testing.assert_frame_equal(whole, tiled)
-    keys = [("x_location", "ascending"), ("y_location", "ascending"), ("z_location", "ascending")]
-    whole, tiled = (
-        pq.read_table(bundle / "transcripts.parquet")
-        .drop_columns(["transcript_id"])
-        .sort_by([*keys, ("qv", "ascending")])
-        for bundle in bundles
-    )
+    keys = [(name, "ascending") for name in ("x_location", "y_location", "z_location", "qv")]
+    whole, tiled = (pq.read_table(bundle / "transcripts.parquet").sort_by(keys) for bundle in bundles)
+    whole, tiled = (table.drop_columns(["transcript_id"]) for table in (whole, tiled))
     assert whole.equals(tiled)
 
 
@@ -254,7 +250,7 @@ def test_pyramids_are_means_of_four(tmp_path) -> None:
     with tifffile.TiffFile(folder / "morphology_focus_0000.ome.tif") as file:
         levels = [level.asarray() for level in file.series[0].levels]
     assert [level.shape for level in levels] == [(301, 700), (150, 350), (75, 175)]
-    for fine, coarse in zip(levels, levels[1:], strict=False):
+    for fine, coarse in itertools.pairwise(levels):
         even = fine[: fine.shape[0] // 2 * 2, : fine.shape[1] // 2 * 2].astype(float)
         means = even.reshape(coarse.shape[0], 2, coarse.shape[1], 2).mean(axis=(1, 3))
         np.testing.assert_array_equal(coarse, np.floor(means + 0.5))
@@ -693,16 +689,20 @@ def _cut(name: str, size: int) -> Any:
     return lambda bundle: (bundle / name).write_bytes((bundle / name).read_bytes()[:size])
 
 
+def _holds(name: str, content: bytes) -> Any:
+    return lambda bundle: (bundle / name).write_bytes(content)
+
+
+def _gone(name: str) -> Any:
+    return lambda bundle: shutil.rmtree(bundle / name) if (bundle / name).is_dir() else (bundle / name).unlink()
+
+
 FAULTS: dict[str, tuple[Any, str, tuple[str, ...]]] = {
-    "no manifest": (
-        lambda bundle: (bundle / "experiment.xenium").unlink(),
-        "xenium-no-experiment",
-        ("region_0/experiment.xenium",),
-    ),
+    "no manifest": (_gone("experiment.xenium"), "xenium-no-experiment", ("region_0/experiment.xenium",)),
     "the region one folder below": (_into_a_folder_below, "xenium-no-experiment", ("region_0/inner",)),
     "a manifest that is no JSON": (_experiment('{"pixel_size": '), "xenium-experiment-invalid", ("experiment.xenium",)),
     "a manifest in another encoding": (
-        lambda bundle: (bundle / "experiment.xenium").write_bytes(b'{"run_name": "\xff\xfe"}'),
+        _holds("experiment.xenium", b'{"run_name": "\xff\xfe"}'),
         "xenium-experiment-invalid",
         ("experiment.xenium",),
     ),
@@ -713,20 +713,16 @@ FAULTS: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "a pixel size that is no number": (_experiment('{"pixel_size": NaN}'), "pixel-size-invalid", ("nan",)),
     "a pixel size of true": (_experiment('{"pixel_size": true}'), "pixel-size-invalid", ("True",)),
     "a stain missing in between": (
-        lambda bundle: (bundle / "morphology_focus" / focus(1)).unlink(),
+        _gone(f"morphology_focus/{focus(1)}"),
         "xenium-channels-missing",
         ("0001", focus(2)),
     ),
     "the last stain missing": (
-        lambda bundle: (bundle / "morphology_focus" / focus(3)).unlink(),
+        _gone(f"morphology_focus/{focus(3)}"),
         "xenium-channels-missing",
         ("announces 4 channels", "3 files"),
     ),
-    "no stains at all": (
-        lambda bundle: shutil.rmtree(bundle / "morphology_focus"),
-        "xenium-no-image",
-        ("region_0", focus(0), "xenium_image=none"),
-    ),
+    "no stains at all": (_gone("morphology_focus"), "xenium-no-image", ("region_0", focus(0), "xenium_image=none")),
     "an empty folder of stains": (
         lambda bundle: [path.unlink() for path in (bundle / "morphology_focus").iterdir()],
         "xenium-no-image",
@@ -746,19 +742,19 @@ FAULTS: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         "not-a-tiff",
         ("Parquet",),
     ),
-    "no transcripts": (
-        lambda bundle: (bundle / "transcripts.parquet").unlink(),
-        "xenium-no-transcripts",
-        ("transcripts.parquet", "ome_tif"),
-    ),
+    "no transcripts": (_gone("transcripts.parquet"), "xenium-no-transcripts", ("transcripts.parquet", "ome_tif")),
     "transcripts cut short": (_cut("transcripts.parquet", 500), "transcripts-unreadable", ("transcripts.parquet",)),
     "transcripts without x": (_without("x_location"), "transcripts-column-missing", ("x_location",)),
     "transcripts without genes": (_without("feature_name"), "transcripts-column-missing", ("feature_name",)),
     "a place that is no number": (
-        _table("x_location", pa.array([1, 2, np.nan, 4, 5], pa.float32())), "transcripts-nan", ("row 3", "x_location"),
+        _table("x_location", pa.array([1, 2, np.nan, 4, 5], pa.float32())),
+        "transcripts-nan",
+        ("row 3", "x_location"),
     ),
     "a gene that is empty": (
-        _table("feature_name", ["A", "B", "", "C", "D"]), "transcripts-gene-missing", ("row 3", "feature_name"),
+        _table("feature_name", ["A", "B", "", "C", "D"]),
+        "transcripts-gene-missing",
+        ("row 3", "feature_name"),
     ),
     "names that are no text": (
         _table("cell_id", pa.array([b"a", b"\xff\xfe", b"b", b"c", b"d"], pa.binary())),
@@ -767,7 +763,7 @@ FAULTS: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     ),
     "is_gene that is no answer": (_table("is_gene", ["maybe"] * 5), "transcripts-value", ("is_gene", "maybe")),
     "cells that are no table": (
-        lambda bundle: (bundle / "cell_boundaries.parquet").write_bytes(b"not parquet"),
+        _holds("cell_boundaries.parquet", b"not parquet"),
         "xenium-cells-unreadable",
         ("region_0/cell_boundaries.parquet",),
     ),
@@ -775,23 +771,31 @@ FAULTS: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "cells without names": (_cells("cell_id", None), "xenium-cells-unreadable", ("no column cell_id", "vertex_x")),
     "cells without places": (_cells("vertex_y", None), "xenium-cells-unreadable", ("no column vertex_y",)),
     "a corner that is no number": (
-        _cells("vertex_x", pa.array([0, 1, 2, np.nan] + [3] * 6, pa.float32())), "xenium-cells-unreadable", ("row 4",),
+        _cells("vertex_x", pa.array([0, 1, 2, np.nan] + [3] * 6, pa.float32())),
+        "xenium-cells-unreadable",
+        ("row 4",),
     ),
     "a corner that is text": (
-        _cells("vertex_x", pa.array(["left"] * 10)), "xenium-cells-unreadable", ("cell_boundaries.parquet", "left"),
+        _cells("vertex_x", pa.array(["left"] * 10)),
+        "xenium-cells-unreadable",
+        ("cell_boundaries.parquet", "left"),
     ),
     "a corner of no cell": (
-        _cells("cell_id", pa.array(["a"] * 6 + [None] + ["b"] * 3)), "xenium-cells-unreadable", ("row 7",),
+        _cells("cell_id", pa.array(["a"] * 6 + [None] + ["b"] * 3)),
+        "xenium-cells-unreadable",
+        ("row 7",),
     ),
     "a corner of no outline": (
-        _cells("label_id", pa.array([1] * 8 + [None, 2], pa.int32())), "xenium-cells-unreadable", ("row 9",),
+        _cells("label_id", pa.array([1] * 8 + [None, 2], pa.int32())),
+        "xenium-cells-unreadable",
+        ("row 9",),
     ),
     "nuclei that are no table": (
-        lambda bundle: (bundle / "nucleus_boundaries.parquet").write_bytes(b""),
+        _holds("nucleus_boundaries.parquet", b""),
         "xenium-cells-unreadable",
         ("nucleus_boundaries.parquet",),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -816,10 +820,9 @@ def test_images_that_are_not_there_are_named_with_those_that_are(bundle) -> None
 
 
 def test_a_file_for_a_folder(bundle, tmp_path) -> None:
+    file = bundle / "experiment.xenium"
     with pytest.raises(CellquiltError) as caught:
-        convert_slide(
-            bundle / "experiment.xenium", technology="xenium", output=tmp_path / "o.zarr", settings=Settings()
-        )
+        convert_slide(file, technology="xenium", output=tmp_path / "o.zarr", settings=Settings())
     assert caught.value.code == "xenium-no-folder"
     assert "experiment.xenium" in caught.value.hint
 
