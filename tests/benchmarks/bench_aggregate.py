@@ -257,8 +257,10 @@ def _compare_means(sizes: dict[str, Any], folder: Path) -> Comparison:
     worst = _worst_against_brute_force(ours, sizes, folder)
     inner, outer = off[~across], off[across]
     text = f"ours within {worst:.0e} of brute force on 100 cells; sopa's cells inside a chunk differ by a median of "
-    text += f"{np.median(inner):.2%} (another pixel rule), those across chunks ({across.mean():.1%}) by a median of "
-    text += f"{np.median(outer):.2%} and up to {outer.max():.0%} (mask on the wrong pixels)"
+    text += f"{np.median(inner):.2%} (another pixel rule)"
+    if outer.size:
+        text += f", those across chunks ({across.mean():.1%}) by a median of {np.median(outer):.2%} and up to "
+        text += f"{outer.max():.0%} (mask on the wrong pixels)"
     # Equal only where both are right, and the rule about pixels on the outline is not the same.
     return Comparison(None if worst < 1e-6 else False, text)
 
