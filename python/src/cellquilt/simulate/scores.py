@@ -84,12 +84,8 @@ def truth_scores(
         scores["nuclei"] = _scores(nucleus_pairs, nuclei_found, true_nuclei, edge & inner_only)
     truth_file = truth / "transcripts_truth.parquet"
     if store is not None and truth_file.is_file() and (store / "points" / "transcripts").is_dir():
-        f, t, iou = pairs
-        keep = _mutual(f, t, iou, len(cells), len(true_cells))
-        match = np.full(len(cells) + 1, -1, np.int64)  # the last stands for unassigned
-        match[f[keep]] = table.column("cell_id").to_numpy()[t[keep]]
-        assigned = _assignments(store, names)
-        scores["transcripts"] = _transcript_scores(assigned, truth_file, match, store)
+        found, true, counts = _contingency(store, names, truth_file, table.column("cell_id").to_numpy())
+        scores["transcripts"] = transcript_scores(found, true, counts, one_to_one(*pairs, len(cells), len(true_cells)))
     return scores
 
 
@@ -129,11 +125,26 @@ def _overlaps(found: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return f[keep], t[keep], iou[keep]
 
 
-def _mutual(f: np.ndarray, t: np.ndarray, iou: np.ndarray, n_found: int, n_true: int) -> np.ndarray:
-    """Pairs in which each is the other's best; ties go to the lower index. (m,) bool."""
+def mutual_best(f: np.ndarray, t: np.ndarray, weight: np.ndarray, n_found: int, n_true: int) -> np.ndarray:
+    """Pairs in which each is the other's best.
+
+    Parameters
+    ----------
+    f, t
+        (m,) int64 members of the pairs; every pair once.
+    weight
+        (m,) what the best has most of. Ties go to the lower index.
+    n_found, n_true
+        How many members there are on either side.
+
+    Returns
+    -------
+    numpy.ndarray
+        (m,) bool.
+    """
 
     def best(side: np.ndarray, other: np.ndarray, n: int) -> np.ndarray:
-        order = np.lexsort((other, -iou, side))
+        order = np.lexsort((other, -weight, side))
         first = np.full(n, -1, np.int64)
         leading = np.concatenate([[True], side[order][1:] != side[order][:-1]]) if len(order) else np.zeros(0, bool)
         first[side[order][leading]] = order[leading]
@@ -147,7 +158,7 @@ def _scores(
     pairs: tuple[np.ndarray, np.ndarray, np.ndarray], found: np.ndarray, true: np.ndarray, ignored: np.ndarray
 ) -> dict[str, float]:
     f, t, iou = pairs
-    keep = _mutual(f, t, iou, len(found), len(true))
+    keep = mutual_best(f, t, iou, len(found), len(true))
     left_out = np.zeros(len(found), bool)
     if ignored.any():
         order = np.lexsort((iou, f))
@@ -186,26 +197,31 @@ def _assignments(store: Path, names: np.ndarray) -> Iterator[tuple[np.ndarray, n
         yield batch.column("transcript_id").to_numpy().astype(np.int64), cell.astype(np.int64)
 
 
-def _transcript_scores(
-    assigned: Iterator[tuple[np.ndarray, np.ndarray]], truth_file: Path, match: np.ndarray, store: Path
-) -> dict[str, float]:
+def one_to_one(f: np.ndarray, t: np.ndarray, iou: np.ndarray, n_found: int, n_true: int) -> np.ndarray:
+    """(n_found + 1,) int64: the true cell that each found one matches, -1 for none; the last is that of no cell."""
+    keep = mutual_best(f, t, iou, n_found, n_true)
+    match = np.full(n_found + 1, -1, np.int64)
+    match[f[keep]] = t[keep]
+    return match
+
+
+def _contingency(
+    store: Path, names: np.ndarray, truth_file: Path, true_ids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Found cell (``len(names)`` for none), true cell (-1 for none) and how many transcripts are in both."""
     true_cell = pq.read_table(truth_file, columns=["cell_id"]).column("cell_id").to_numpy()
-    unassigned = len(match) - 1
-    from_cell = right = n_assigned = rows = 0
+    order = np.argsort(true_ids)
+    rank = np.append(order, -1)[np.searchsorted(true_ids[order], true_cell)]
+    rank[~np.isin(true_cell, true_ids)] = -1
+    width = len(true_ids) + 1
+    rows = 0
     keys: list[np.ndarray] = []
     counts: list[np.ndarray] = []
-    _, true_rank = np.unique(true_cell, return_inverse=True)
-    width = int(true_rank.max(initial=0)) + 1
-    for row, cell in assigned:
+    for row, cell in _assignments(store, names):
         rows += len(row)
         if len(row) and row.max() >= len(true_cell):
             break
-        true = true_cell[row]
-        inside = true > 0
-        n_assigned += int(np.count_nonzero(cell != unassigned))
-        from_cell += int(np.count_nonzero(inside))
-        right += int(np.count_nonzero(inside & (match[cell] == true)))
-        key, count = np.unique(cell[inside] * width + true_rank[row[inside]], return_counts=True)
+        key, count = np.unique(cell * width + rank[row] + 1, return_counts=True)
         keys.append(key)
         counts.append(count)
     if rows != len(true_cell):
@@ -213,26 +229,55 @@ def _transcript_scores(
             "truth-mismatch", f"{store} has other transcripts than {truth_file}", "give the truth of this very slide"
         )
     key, place = np.unique(np.concatenate(keys), return_inverse=True)
-    table = np.bincount(place, weights=np.concatenate(counts))
+    return key // width, key % width - 1, np.bincount(place, weights=np.concatenate(counts)).astype(np.int64)
+
+
+def transcript_scores(found: np.ndarray, true: np.ndarray, counts: np.ndarray, match: np.ndarray) -> dict[str, float]:
+    """How well transcripts are assigned.
+
+    Parameters
+    ----------
+    found, true, counts
+        (m,) found cell (``len(match) - 1`` for none), true cell (-1 for none) and number of transcripts in both;
+        every pair once.
+    match
+        What `one_to_one` returns.
+
+    Returns
+    -------
+    dict
+        ``share_in_true_cell, share_assigned, precision, ari``, as in `truth_scores`.
+    """
+    unassigned = len(match) - 1
+    inside = true >= 0
+    right = int(counts[inside & (match[found] == true)].sum())
+    n_assigned = int(counts[found != unassigned].sum())
     return {
-        "share_in_true_cell": right / max(from_cell, 1),
-        "share_assigned": n_assigned / max(rows, 1),
+        "share_in_true_cell": right / max(int(counts[inside].sum()), 1),
+        "share_assigned": n_assigned / max(int(counts.sum()), 1),
         "precision": right / max(n_assigned, 1),
-        "ari": adjusted_rand(key // width, key % width, table, key // width == unassigned),
+        "ari": adjusted_rand(found[inside], true[inside], counts[inside], found[inside] == unassigned),
     }
 
 
-def adjusted_rand(rows: np.ndarray, columns: np.ndarray, counts: np.ndarray, alone: np.ndarray | None = None) -> float:
+def adjusted_rand(
+    rows: np.ndarray,
+    columns: np.ndarray,
+    counts: np.ndarray,
+    alone: np.ndarray | None = None,
+    alone_in_columns: np.ndarray | None = None,
+) -> float:
     """Adjusted Rand index of two groupings from their sparse contingency table.
 
     Parameters
     ----------
     rows, columns, counts
         (m,) group in one, group in the other, number of items in both; every pair once.
-    alone
-        (m,) bool: entries whose items are each a group of their own in the first grouping.
+    alone, alone_in_columns
+        (m,) bool: entries whose items are each a group of their own in the first grouping; in the second.
     """
     together = np.ones(len(counts), bool) if alone is None else ~alone
+    also = np.ones(len(counts), bool) if alone_in_columns is None else ~alone_in_columns
 
     def choose_two(n: np.ndarray) -> float:
         return float((n * (n - 1.0) / 2.0).sum())
@@ -240,9 +285,9 @@ def adjusted_rand(rows: np.ndarray, columns: np.ndarray, counts: np.ndarray, alo
     total = float(counts.sum())
     if total < 2:
         return 1.0
-    both = choose_two(counts[together])
+    both = choose_two(counts[together & also])
     one = choose_two(np.bincount(np.unique(rows[together], return_inverse=True)[1], weights=counts[together]))
-    two = choose_two(np.bincount(np.unique(columns, return_inverse=True)[1], weights=counts))
+    two = choose_two(np.bincount(np.unique(columns[also], return_inverse=True)[1], weights=counts[also]))
     expected = one * two / (total * (total - 1.0) / 2.0)
     best = (one + two) / 2.0
     return 1.0 if best == expected else (both - expected) / (best - expected)
