@@ -37,6 +37,8 @@ class Inputs {
     ]
 
     private static List<Map> checked = []
+    /** The run's values in full: what was given, over the preset's, over the defaults. */
+    private static Map effective = [:]
     private static boolean preview = false
 
     // ------------------------------------------------------------------------------------------------ what main.nf calls
@@ -86,7 +88,9 @@ class Inputs {
     /** What the run was asked for, in full: parameters given and defaults. */
     private static void writeParameters(Map params, Path folder) {
         Files.createDirectories(folder)
-        Files.writeString(folder.resolve('params.json'), JsonOutput.prettyPrint(JsonOutput.toJson(new TreeMap(params))) + '\n')
+        def all = new TreeMap(params)
+        effective.each { name, value -> if (all[name] == null) all[name] = value }
+        Files.writeString(folder.resolve('params.json'), JsonOutput.prettyPrint(JsonOutput.toJson(all)) + '\n')
     }
 
     /** As `slides`, but the mistakes go to `errors`, each as [code, message, hint]. */
@@ -98,10 +102,14 @@ class Inputs {
         def rows = checkSheet(params.input.toString(), launchDir as Path, properties, schema, errors)
         if (errors) return []
         def stages = stages(projectDir)
+        def presets = readJson(projectDir, 'nextflow_schema.json').presets
+        // What a preset brings holds where neither the run nor the sample says otherwise.
+        def brought = { name -> (presets[name] ?: [:]).findAll { key, _value -> params[key] == null } }
+        effective = values + brought(values.preset)
         def sheetFolder = (launchDir as Path).resolve(params.input.toString()).toAbsolutePath().parent
         def slides = rows.collect { row ->
             def weights = weights(row, values, launchDir as Path, sheetFolder, errors)
-            slide(row, values, stages) + [weights: weights]
+            slide(row, values + brought(row.overrides.preset ?: values.preset), stages) + [weights: weights]
         }
         return errors ? [] : slides
     }

@@ -6,7 +6,7 @@ import json
 import pytest
 from cellquilt.core.errors import CellquiltError, SeveralErrors
 from cellquilt.core.schema import generated_files, pipeline_schema
-from cellquilt.core.settings import BY_NAME, GROUPS, SETTINGS, Settings, check, of_stage, resolve_name
+from cellquilt.core.settings import BY_NAME, GROUPS, PRESETS, SETTINGS, Settings, check, of_stage, resolve_name
 from conftest import ROOT
 
 
@@ -27,6 +27,23 @@ def test_names_are_unique_and_groups_known():
 def test_defaults_pass_their_own_checks():
     for setting in SETTINGS:
         assert check(setting, setting.default) == setting.default
+
+
+def test_presets_hold_good_values_that_give_way_to_the_users():
+    assert BY_NAME["preset"].choices == tuple(PRESETS)
+    for name, values in PRESETS.items():
+        chosen = Settings(preset=name)
+        for key, value in values.items():
+            assert BY_NAME[key].per_sample
+            assert not BY_NAME[key].aliases  # the head job looks for what the user gave by this name
+            assert check(BY_NAME[key], value) == value == chosen[key]
+    chosen = Settings({"z": "3", "preset": "merscope"})
+    assert (chosen["z"], chosen["min_transcripts"], chosen["preset"]) == ("3", 10, "merscope")
+    assert chosen.of_stage("convert")["z"] == "3"
+    assert chosen.of_stage("aggregate")["min_transcripts"] == 10
+    # A default that the user gives is the user's.
+    assert Settings(preset="merscope", z="max")["z"] == "max"
+    assert Settings({**chosen.given, "segmentation": "vendor"})["min_transcripts"] == 10
 
 
 def test_schema_holds_every_setting_once():
@@ -60,6 +77,7 @@ def test_values_are_typed_and_names_understood(name, value, typed):
         ("segmentation", "celpose", "parameter-choice", 'did you mean "cellpose"?'),
         ("expnd_um", 3, "parameter-unknown", 'did you mean "expand_um"?'),
         ("z", "top", "parameter-choice", '"top"'),
+        ("preset", "xenum", "parameter-choice", 'did you mean "xenium"?'),
         ("drop_failed", "maybe", "parameter-type", "true or false"),
     ],
 )

@@ -44,7 +44,7 @@ def settings_options(*groups: str, own: str = "", extra: tuple[str, ...] = ()) -
     extra
         Parameters of the command itself that ``--settings`` may carry as well.
     """
-    members = [setting for setting in SETTINGS if setting.group in (*groups, own)]
+    members = [setting for setting in SETTINGS if setting.group in (*groups, own) or setting.name == "preset"]
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)

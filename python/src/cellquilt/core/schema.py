@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cellquilt.core.settings import GROUPS, SETTINGS, TECHNOLOGIES, Setting
+from cellquilt.core.settings import GROUPS, PRESETS, SETTINGS, TECHNOLOGIES, Setting
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _JSON_TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean", "list": "string"}
@@ -68,6 +68,7 @@ def pipeline_schema() -> dict[str, Any]:
         "$comment": _GENERATED,
         "title": "cellquilt parameters",
         "type": "object",
+        "presets": PRESETS,
         "$defs": groups,
         "allOf": [{"$ref": f"#/$defs/{name}"} for name in groups],
     }
@@ -105,14 +106,16 @@ def _groovy(value: Any) -> str:
 
 
 def params_config() -> str:
-    """The defaults as a Nextflow `params` block."""
+    """The defaults as a Nextflow `params` block; null where a preset may come between user and default."""
+    brought = {name for preset in PRESETS.values() for name in preset}
     width = max(len(setting.name) for setting in SETTINGS)
     lines = [f"// {_GENERATED}", "params {"]
     for group, (title, _) in GROUPS.items():
         lines.append(f"    // {title}")
         for setting in SETTINGS:
             if setting.group == group:
-                lines.append(f"    {setting.name:<{width}} = {_groovy(setting.default)}")
+                value = None if setting.name in brought else setting.default
+                lines.append(f"    {setting.name:<{width}} = {_groovy(value)}")
         lines.append("")
     lines[-1] = "}"
     return "\n".join(lines) + "\n"
@@ -146,7 +149,17 @@ def parameters_page() -> str:
                 notes.append("*Per sample.*")
             lines.append(f"| `{setting.name}` | {shown} | {' '.join(notes)} |")
         lines.append("")
-    return "\n".join(lines)
+    lines += [
+        "## Presets",
+        "",
+        "What `--preset NAME` brings where you give no value:",
+        "",
+        "| preset | values |",
+        "|---|---|",
+    ]
+    for name, values in PRESETS.items():
+        lines.append(f"| `{name}` | {', '.join(f'`{key} = {value}`' for key, value in values.items())} |")
+    return "\n".join(lines) + "\n"
 
 
 def generated_files() -> dict[str, str]:

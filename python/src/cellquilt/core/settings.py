@@ -106,6 +106,14 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     _run("help", "bool", False, "Show the parameters and stop."),
     _run("help_full", "bool", False, "Show all parameters, hidden ones too, and stop.", hidden=True),
+    Setting(
+        "preset",
+        "run",
+        "str",
+        None,
+        "Usual values for a machine's slides, where you give none.",
+        choices=("merscope", "xenium"),
+    ),
     _run("max_retries", "int", 2, "How often a task is tried again after running out of memory or time.", minimum=0),
     # --- preview
     Setting(
@@ -523,6 +531,12 @@ SETTINGS: tuple[Setting, ...] = (
     ),
 )
 
+#: What a preset brings: setting → value. What the user gives for the run or for a sample wins.
+PRESETS: dict[str, dict[str, Value]] = {
+    "merscope": {"z": "middle", "min_transcripts": 10},
+    "xenium": {"min_qv": 20.0, "min_transcripts": 10},
+}
+
 BY_NAME: dict[str, Setting] = {setting.name: setting for setting in SETTINGS}
 ALIASES: dict[str, str] = {alias: setting.name for setting in SETTINGS for alias in setting.aliases}
 
@@ -658,7 +672,7 @@ def check_all(values: Mapping[str, Any]) -> dict[str, Value]:
 
 
 class Settings(Mapping[str, Any]):
-    """The values in force: what the user gave over the table's defaults.
+    """The values in force: what the user gave, over those of the preset, over the table's defaults.
 
     Parameters
     ----------
@@ -669,10 +683,13 @@ class Settings(Mapping[str, Any]):
     --------
     >>> Settings(expand_um="3")["expand_um"]
     3.0
+    >>> Settings(preset="merscope")["z"]
+    'middle'
     """
 
     def __init__(self, given: Mapping[str, Any] | None = None, /, **more: Any) -> None:
-        self.given = check_all({**(given or {}), **more})
+        checked = check_all({**(given or {}), **more})
+        self.given = {**PRESETS.get(str(checked.get("preset")), {}), **checked}
 
     def __getitem__(self, name: str) -> Any:
         return self.given.get(name, BY_NAME[name].default)
