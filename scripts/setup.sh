@@ -5,6 +5,8 @@
 #   .venv/cellpose3   Cellpose with CPnet models (the shipped model)
 #   .venv/cellpose4   Cellpose-SAM; only when asked for
 #   .venv/nextflow    a Java runtime and Nextflow; only where PATH has no Nextflow that is new enough
+#   .venv/proseg      proseg, from PATH or built by cargo (once, into the cache: about 12 minutes on two cores); only when
+#                     asked for, or where it is there already
 #
 # A second call does nothing: each environment carries a stamp of all it was made from. Registries and certificates come
 # from the user's own settings of pip, uv and jgo. CELLQUILT_CACHE moves the cache, CELLQUILT_PYTHON names a Python 3.12.
@@ -13,8 +15,8 @@ set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cache="${CELLQUILT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/cellquilt}"
 nextflow_oldest=24.10
-stages=("$@")
-[ $# -gt 0 ] || stages=(core cellpose3 nextflow)
+proseg_version=3.2.0
+proseg_home="$cache/proseg-$proseg_version"
 
 # Registries are sometimes slow; bytecode is compiled now, not by every task.
 export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}" UV_COMPILE_BYTECODE=1 UV_NO_PROGRESS=1
@@ -118,6 +120,47 @@ fetch_nextflow() {
     ln -sfnT "$home/jars" "$root/.venv/nextflow/jars"
 }
 
+# A proseg that needs no building: of generation 3 on PATH, else the one in the cache.
+find_proseg() {
+    local found
+    found="$(command -v proseg || true)"
+    if [ -n "$found" ] && [[ "$("$found" --version 2>/dev/null)" =~ ^proseg\ 3\. ]]; then
+        readlink -f "$found"
+    elif [ -x "$proseg_home/bin/proseg" ]; then
+        echo "$proseg_home/bin/proseg"
+    else
+        return 1
+    fi
+}
+
+# What was compiled stays in the cache until all is done: a build that is stopped goes on where it was.
+build_proseg() {
+    local part="$proseg_home.part-$$" target="$proseg_home.build"
+    command -v cargo >/dev/null ||
+        fail "proseg is built by cargo, which is not on PATH" "install Rust 1.88 or newer (rustup), or put a proseg $proseg_version on PATH"
+    mkdir -p "$cache"
+    exec 8>"$cache/.proseg.lock"
+    flock 8 # another clone may be building it
+    [ ! -x "$proseg_home/bin/proseg" ] || return 0
+    say "building proseg $proseg_version (about 12 minutes on two cores)"
+    # The crate's own profile would add full debug information: several times the time and the size.
+    CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_TARGET_DIR="$target" \
+        cargo install proseg --version "$proseg_version" --locked --quiet --root "$part" >&2 ||
+        fail "proseg $proseg_version could not be built" "see cargo's message above; it needs Rust 1.88 or newer"
+    rm -rf "$proseg_home"
+    mv -T "$part" "$proseg_home"
+    rm -rf "$target"
+}
+
+make_proseg() {
+    local start=$SECONDS
+    find_proseg >/dev/null || build_proseg
+    mkdir -p "$root/.venv/proseg/bin"
+    ln -sfnT "$(find_proseg)" "$root/.venv/proseg/bin/proseg"
+    printf '%s\n' "$stamp" >"$root/.venv/proseg/.made-from"
+    say ".venv/proseg is ready: $("$root/.venv/proseg/bin/proseg" --version) ($((SECONDS - start)) s)"
+}
+
 # make_stage NAME UV-SYNC-OPTION...
 make_stage() {
     local name="$1" folder="$root/.venv/$1" start=$SECONDS
@@ -130,6 +173,12 @@ make_stage() {
     say ".venv/$name is ready ($((SECONDS - start)) s)"
 }
 
+stages=("$@")
+if [ $# -eq 0 ]; then
+    stages=(core cellpose3 nextflow)
+    ! find_proseg >/dev/null || stages+=(proseg)
+fi
+
 mkdir -p "$root/.venv"
 exec 9>"$root/.venv/.lock"
 flock 9 # two calls at once: the second waits, then finds all done
@@ -139,10 +188,12 @@ stamp="$({ printf '%s\n' "$root"; cat "$root"/python/{uv.lock,pyproject.toml} "$
 missing=()
 for stage in "${stages[@]}"; do
     case "$stage" in
-        core | cellpose3 | cellpose4 | nextflow) ;;
-        *) fail "unknown stage \"$stage\"" "known: core, cellpose3, cellpose4, nextflow" ;;
+        core | cellpose3 | cellpose4 | nextflow | proseg) ;;
+        *) fail "unknown stage \"$stage\"" "known: core, cellpose3, cellpose4, nextflow, proseg" ;;
     esac
-    if [ "$(cat "$root/.venv/$stage/.made-from" 2>/dev/null)" = "$stamp" ] && [ -x "$root/.venv/$stage/bin/python" ]; then
+    program=python
+    [ "$stage" != proseg ] || program=proseg
+    if [ "$(cat "$root/.venv/$stage/.made-from" 2>/dev/null)" = "$stamp" ] && [ -x "$root/.venv/$stage/bin/$program" ]; then
         if [ "$stage" != nextflow ] || [ -e "$root/.venv/nextflow/jars/." ]; then
             continue
         fi
@@ -153,13 +204,16 @@ for stage in "${stages[@]}"; do
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
 
-python="$(find_python)"
-uv="$(find_uv)"
+if [ "${missing[*]}" != proseg ]; then
+    python="$(find_python)"
+    uv="$(find_uv)"
+fi
 for stage in "${missing[@]}"; do
     case "$stage" in
         core) make_stage core --extra sdata --extra report --group dev ;;
         cellpose3) make_stage cellpose3 --no-default-groups --extra cellpose3 ;;
         cellpose4) make_stage cellpose4 --no-default-groups --extra cellpose4 ;;
+        proseg) make_proseg ;;
         nextflow)
             if system_nextflow; then
                 rm -rf "$root/.venv/nextflow"
