@@ -15,6 +15,8 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from cellquilt.core.errors import CellquiltError
+from cellquilt.core.genes import GeneNames
+from cellquilt.core.points import bools, floats, require_columns
 from cellquilt.core.transforms import Affine
 from cellquilt.geometry.locate import PolygonIndex
 
@@ -126,8 +128,8 @@ class TranscriptCounter:
         self._planes = None if planes is None else np.array(sorted(planes), dtype=np.int64)
         self._image_shape = image_shape
         self._to_image = self._to_cells if to_image is None else np.ascontiguousarray(to_image, dtype=np.float64)
-        self._genes = _Vocabulary()
-        self._pairs = _PairCounts()
+        self._genes = GeneNames()
+        self._pairs = PairCounts()
         self._n_control = np.zeros(self.n_cells, dtype=np.int64)
         self._totals = np.zeros(len(_TOTALS), dtype=np.int64)
         self._by_plane: dict[int, NDArray[np.int64]] = {}
@@ -147,10 +149,10 @@ class TranscriptCounter:
             ``points-column-missing``, ``gene-missing`` if a row that is no control has no gene, and
             ``z-plane-missing`` where planes are asked for and not known.
         """
-        _require(batch, ("x", "y", "gene", "is_control"))
-        x, y = _floats(batch, "x"), _floats(batch, "y")
-        is_control = _bools(batch, "is_control")
-        passes = _bools(batch, "passes_qv") if "passes_qv" in batch.column_names else np.ones(x.size, dtype=bool)
+        require_columns(batch, ("x", "y", "gene", "is_control"))
+        x, y = floats(batch, "x"), floats(batch, "y")
+        is_control = bools(batch, "is_control")
+        passes = bools(batch, "passes_qv") if "passes_qv" in batch.column_names else np.ones(x.size, dtype=bool)
         plane = _plane_column(batch)
         if plane is None and (self._planes is not None or self._cells.has_planes):
             raise CellquiltError(
@@ -197,16 +199,8 @@ class TranscriptCounter:
 
     def finish(self) -> Counts:
         """The counts of all batches so far."""
-        from scipy.sparse import csr_matrix
-
         names, column = self._genes.sorted_columns()
-        keys, values = self._pairs.total()
-        rows = keys >> _GENE_BITS
-        columns = column[keys & ((1 << _GENE_BITS) - 1)]
-        indptr = np.zeros(self.n_cells + 1, dtype=np.int64)
-        np.cumsum(np.bincount(rows, minlength=self.n_cells), out=indptr[1:])
-        matrix = csr_matrix((values, columns, indptr), shape=(self.n_cells, len(names)), dtype=np.int32)
-        matrix.sort_indices()
+        matrix = self._pairs.matrix(self.n_cells, column, len(names))
         return Counts(matrix, names, self._n_control.copy(), self._qc())
 
     def _qc(self) -> dict[str, Any]:
@@ -269,48 +263,8 @@ def points_with_cells(
         )
 
 
-class _Vocabulary:
-    """Gene names in order of appearance, and which of them occur as something else than a control."""
-
-    def __init__(self) -> None:
-        self._code: dict[str, int] = {}
-        self._seen = np.zeros(0, dtype=bool)
-
-    def encode(self, column: pa.ChunkedArray, is_control: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """(n,) int64 code of each row's gene; -1 for a control without a name."""
-        column = column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-        array = column.combine_chunks()
-        if isinstance(array, pa.ChunkedArray):  # what older pyarrow makes of a table without rows
-            array = array.chunk(0) if array.num_chunks else pa.array([], pa.string()).dictionary_encode()
-        names = array.dictionary.to_pylist()
-        # A null may hide in the dictionary as well as in the indices.
-        local = [-1 if name is None else self._code.setdefault(name, len(self._code)) for name in names]
-        indices = array.indices
-        if indices.null_count:
-            indices = indices.fill_null(len(names))
-        codes = np.array([*local, -1], dtype=np.int64)[indices.to_numpy(zero_copy_only=False)]
-        if self._seen.size < len(self._code):
-            self._seen = np.append(self._seen, np.zeros(len(self._code) - self._seen.size, dtype=bool))
-        n_missing = _mark_seen(codes, is_control, self._seen)
-        if n_missing:
-            raise CellquiltError(
-                "gene-missing",
-                f"{n_missing} transcripts have no gene and are no controls",
-                "drop them or mark them as controls when converting",
-            )
-        return codes
-
-    def sorted_columns(self) -> tuple[list[str], NDArray[np.int32]]:
-        """Names of the matrix' columns, and the column of each code."""
-        names = sorted(name for name, code in self._code.items() if self._seen[code])
-        column = np.full(max(len(self._code), 1), -1, dtype=np.int32)
-        for position, name in enumerate(names):
-            column[self._code[name]] = position
-        return names, column
-
-
-class _PairCounts:
-    """How often each (cell, gene) key occurred: sorted runs, merged when two are of about the same size.
+class PairCounts:
+    """How often each key, a pair of numbers, occurred: sorted runs, merged when two are of about the same size.
 
     So every key is merged at most log2(batches) times, and the runs together hold little more than the result.
     """
@@ -319,6 +273,7 @@ class _PairCounts:
         self._runs: list[tuple[NDArray[np.int64], NDArray[np.int32]]] = []
 
     def add(self, keys: NDArray[np.int64]) -> None:
+        """Count one batch of keys, (n,) int64 in any order."""
         if keys.size == 0:
             return
         keys = np.sort(keys)
@@ -335,6 +290,36 @@ class _PairCounts:
         while len(self._runs) > 1:
             self._merge_last()
         return self._runs[0] if self._runs else (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32))
+
+    def matrix(self, n_rows: int, column: NDArray[np.integer], n_columns: int) -> "csr_matrix":
+        """The counts as a matrix, where a key is ``pair_keys(row, code)``.
+
+        Parameters
+        ----------
+        n_rows, n_columns
+            Its shape.
+        column
+            Column of each code.
+
+        Returns
+        -------
+        scipy.sparse.csr_matrix
+            int32, with sorted indices and no stored zeros.
+        """
+        from scipy.sparse import csr_matrix
+
+        keys, values = self.total()
+        columns = column[keys & ((1 << _GENE_BITS) - 1)]
+        indptr = np.zeros(n_rows + 1, dtype=np.int64)
+        np.cumsum(np.bincount(keys >> _GENE_BITS, minlength=n_rows), out=indptr[1:])
+        matrix = csr_matrix((values, columns, indptr), shape=(n_rows, n_columns), dtype=np.int32)
+        matrix.sort_indices()
+        return matrix
+
+
+def pair_keys(row: NDArray[np.int64], code: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Row and code (below 2^32) in one number, for `PairCounts`."""
+    return (row << _GENE_BITS) | code
 
 
 _TOTALS = (
@@ -416,18 +401,6 @@ def _inside(x, y, matrix, height, width):
 
 
 @numba.njit(cache=True, nogil=True)
-def _mark_seen(codes, is_control, seen):
-    missing = 0
-    for i in range(codes.size):
-        if not is_control[i]:
-            if codes[i] < 0:
-                missing += 1
-            else:
-                seen[codes[i]] = True
-    return missing
-
-
-@numba.njit(cache=True, nogil=True)
 def _run_lengths(keys):
     """Distinct values of a sorted array, and how often each occurs."""
     n = 0
@@ -469,28 +442,6 @@ def _merge(keys_a, counts_a, keys_b, counts_b):
 
 def _share(part: int, whole: int) -> float | None:
     return float(part) / float(whole) if whole else None
-
-
-def _require(batch: pa.Table, names: Iterable[str]) -> None:
-    missing = [name for name in names if name not in batch.column_names]
-    if missing:
-        raise CellquiltError(
-            "points-column-missing",
-            f"the transcripts have no column {', '.join(missing)}; columns: {', '.join(batch.column_names)}",
-            "make the store anew with `cellquilt convert`",
-        )
-
-
-def _floats(batch: pa.Table, name: str) -> NDArray[np.float64]:
-    return np.ascontiguousarray(batch.column(name).to_numpy(), dtype=np.float64)
-
-
-def _bools(batch: pa.Table, name: str) -> NDArray[np.bool_]:
-    """A column of booleans; null is false."""
-    column = batch.column(name)
-    if column.null_count:
-        column = column.fill_null(False)
-    return np.ascontiguousarray(column.to_numpy(), dtype=bool)
 
 
 def _plane_column(batch: pa.Table) -> NDArray[np.int64] | None:

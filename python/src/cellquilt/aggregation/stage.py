@@ -13,7 +13,7 @@ from cellquilt.core import zarr_json
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.images import Image, open_image
 from cellquilt.core.log import LOG, progress
-from cellquilt.core.points import PointsWriter, count_points, iter_points, points_columns, points_transforms
+from cellquilt.core.points import PointsWriter, batch_rows, count_points, iter_points, points_columns, points_transforms
 from cellquilt.core.record import Record
 from cellquilt.core.settings import Settings
 from cellquilt.core.shapes import ShapesTable, read_shapes, write_shapes
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from cellquilt.aggregation.table import CellTable
 
 POINTS = "transcripts"
-#: Bytes that one transcript takes while it is counted, columns of the machine included.
-_BYTES_A_TRANSCRIPT = 400
 
 
 def aggregate_slide(
@@ -139,8 +137,7 @@ def _keep(
 
 
 def _batches(slide: Store, settings: Settings) -> Iterator[pa.Table]:
-    rows = max(settings["memory_mb"] * 1_000_000 // (4 * _BYTES_A_TRANSCRIPT), 10_000)
-    return iter_points(slide.element("points", POINTS), batch_rows=min(rows, 1_000_000))
+    return iter_points(slide.element("points", POINTS), batch_rows=batch_rows(settings["memory_mb"]))
 
 
 def _counter(

@@ -6,11 +6,13 @@ from typing import Any
 import click
 
 from cellquilt.cli.options import settings_options
-from cellquilt.core.settings import METHODS, TRANSCRIPT_METHODS, Settings
+from cellquilt.core.settings import GROUPS, METHODS, TRANSCRIPT_METHODS, Settings
 
 _PATH = click.Path(path_type=Path)
 _output = click.option("-o", "--output", type=_PATH, help="What to write; without it the store itself gets the result.")
 _weights = click.option("--weights", type=_PATH, help="The model's file, where it was staged under another name.")
+#: Groups of settings that cutting transcripts for any method needs.
+_FOR_TRANSCRIPTS = ("segmentation", *(name for name in TRANSCRIPT_METHODS if name in GROUPS), "resources")
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace what stands there.")
 
 
@@ -60,6 +62,21 @@ def patchify_image(**arguments: Any) -> None:
     from cellquilt.segment.stages import patchify_image
 
     patchify_image(**arguments)
+
+
+@patchify.command("transcripts")
+@click.argument("store", type=_PATH)
+@click.option("--method", type=click.Choice(TRANSCRIPT_METHODS), help="The method that the bundles are for.")
+@click.option("--cells", type=_PATH, help="Store with the prior's shapes; default: the store itself.")
+@click.option("--bundles", type=_PATH, help="Folder for the bundles of patches.")
+@_output
+@_overwrite
+@settings_options(*_FOR_TRANSCRIPTS, own="transcripts")
+def patchify_transcripts(**arguments: Any) -> None:
+    """Cut the transcripts into overlapping patches: the shapes element transcripts_patches, and bundles to segment."""
+    from cellquilt.segment.stages import patchify_transcripts
+
+    patchify_transcripts(**arguments)
 
 
 @click.group()

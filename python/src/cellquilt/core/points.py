@@ -1,6 +1,6 @@
 """Points: SpatialData points elements, written in parts and read in batches, never whole."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -8,6 +8,7 @@ from types import TracebackType
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from cellquilt.core import zarr_json
 from cellquilt.core.errors import CellquiltError
@@ -16,6 +17,8 @@ from cellquilt.core.transforms import Affine, element_transforms, to_ngff
 
 _FOLDER = "points.parquet"
 ROWS_PER_PART = 4_000_000
+#: Bytes that one transcript takes while it is worked on, columns of the machine included.
+_BYTES_A_TRANSCRIPT = 400
 
 
 class PointsWriter:
@@ -181,6 +184,41 @@ def count_points(element: Path) -> int:
 def points_transforms(element: Path) -> dict[str, Affine]:
     """The maps from the points' own coordinates."""
     return element_transforms(element)
+
+
+def batch_rows(memory_mb: int) -> int:
+    """How many transcripts to hold at a time, so that work on them takes a quarter of the memory given."""
+    return int(min(max(memory_mb * 1_000_000 // (4 * _BYTES_A_TRANSCRIPT), 10_000), 1_000_000))
+
+
+def require_columns(batch: pa.Table, names: Iterable[str]) -> None:
+    """Refuse transcripts without certain columns.
+
+    Raises
+    ------
+    CellquiltError
+        ``points-column-missing``.
+    """
+    missing = [name for name in names if name not in batch.column_names]
+    if missing:
+        raise CellquiltError(
+            "points-column-missing",
+            f"the transcripts have no column {', '.join(missing)}; columns: {', '.join(batch.column_names)}",
+            "make the store anew with `cellquilt convert`",
+        )
+
+
+def floats(batch: pa.Table, name: str) -> NDArray[np.float64]:
+    """A column of numbers as (n,) float64; null is NaN."""
+    return np.ascontiguousarray(batch.column(name).to_numpy(), dtype=np.float64)
+
+
+def bools(batch: pa.Table, name: str) -> NDArray[np.bool_]:
+    """A column of booleans as (n,) bool; null is false."""
+    column = batch.column(name)
+    if column.null_count:
+        column = column.fill_null(False)
+    return np.ascontiguousarray(column.to_numpy(), dtype=bool)
 
 
 def xy(table: pa.Table) -> np.ndarray:

@@ -94,6 +94,10 @@ class Resolution:
         (n,) bool, the union of several copies.
     cut
         (n,) bool, no copy of the cell was whole; merged ones included.
+    member
+        (n_input,) int64, the cell that each copy is, or is merged into; -1 for those that are dropped.
+    pairs
+        (n_conflicts, 2) int64, positions in the input of the copies that competed.
     n_conflicts
         How many pairs of copies competed.
     overlap_ratios
@@ -116,6 +120,8 @@ class Resolution:
     source: NDArray[np.int64]
     merged: NDArray[np.bool_]
     cut: NDArray[np.bool_]
+    member: NDArray[np.int64]
+    pairs: NDArray[np.int64]
     n_conflicts: int
     overlap_ratios: NDArray[np.float32]
     conflict_rate: float
@@ -211,7 +217,9 @@ def resolve_cells(
         n_fragments = int(fragment.sum()) + n_near
         cells, sources, merged = _unite(geometry[near], kept, group)
     else:
-        cells, sources, merged = _merge_pairs(geometry[near], a, b, ratio, threshold)
+        cells, sources, merged, group = _merge_pairs(geometry[near], a, b, ratio, threshold)
+    first_copy = np.where(far, np.arange(n), -1)
+    first_copy[near[group >= 0]] = near[group[group >= 0]]
     cells = np.concatenate([geometry[far], cells])
     source = np.concatenate([np.flatnonzero(far), near[sources]])
     merged = np.concatenate([np.zeros(int(far.sum()), dtype=bool), merged])
@@ -224,11 +232,15 @@ def resolve_cells(
         cells = split_overlaps(cells, step=step, pairs=overlapping_pairs(cells, bounds[order]))
     left = ~shapely.is_empty(cells)
     still_cut = cut[source] & left
+    place = np.full(n + 1, -1, dtype=np.int64)
+    place[source[left]] = np.arange(int(left.sum()))
     return Resolution(
         geometry=cells[left],
         source=source[left],
         merged=merged[left],
         cut=still_cut[left],
+        member=place[first_copy],
+        pairs=np.column_stack([near[a[compete]], near[b[compete]]]),
         n_conflicts=int(compete.sum()),
         overlap_ratios=np.sort(ratio).astype(np.float32),
         conflict_rate=float(((ratio > 0.1) & (ratio < 0.9)).mean()) if ratio.size else 0.0,
@@ -476,9 +488,9 @@ def _merge_pairs(geometry, a, b, ratio, threshold):
             members.append(members[p] + members[q])
             current[members[-1]] = len(pool) - 1
             changed[members[-1]] = True
-    final, first = np.unique(current, return_index=True)  # `first` is the best ranked copy
+    final, first, group = np.unique(current, return_index=True, return_inverse=True)  # `first` is the best ranked copy
     cells = np.empty(final.size, dtype=object)
     cells[:] = [pool[k] for k in final.tolist()]
     merged = changed[first]
     cells[merged] = shapely.normalize(shapely.simplify(cells[merged], 0))
-    return cells, first, merged
+    return cells, first, merged, first[group]

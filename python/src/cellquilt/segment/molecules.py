@@ -150,18 +150,31 @@ def borders(geometry: np.ndarray, patch: np.ndarray, records: Sequence[Mapping[s
         ``cut`` (n,) bool: the box touches or crosses an inner side; ``depth_um`` (n,) float32: its distance to the
         nearest inner side, negative if it crosses it, inf where the window has none.
     """
-    ordered = sorted(records, key=lambda record: int(record["index"]))
-    index = np.array([record["index"] for record in ordered], dtype=np.int64)
+    index, windows = window_bounds(records)
     row = np.searchsorted(index, patch)
     if len(patch) and (not index.size or (index[np.minimum(row, index.size - 1)] != patch).any()):
         raise ValueError("cells of patches that have no record")
-    windows = np.array([[record[side] for side in ("x0", "y0", "x1", "y1")] for record in ordered], dtype=np.float64)
-    windows = windows.reshape(-1, 4)
-    inner = np.array([inner_sides(record) for record in ordered], dtype=bool).reshape(-1, 4)
-    windows = np.where(inner, windows, [-np.inf, -np.inf, np.inf, np.inf])[row]
+    windows = windows[row]
     bounds = shapely.bounds(geometry).reshape(-1, 4)
     depth = np.minimum(bounds[:, :2] - windows[:, :2], windows[:, 2:] - bounds[:, 2:]).min(axis=1, initial=np.inf)
     return {"cut": depth <= 0, "depth_um": depth.astype(np.float32)}
+
+
+def window_bounds(records: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """The windows of patches.
+
+    Returns
+    -------
+    index : numpy.ndarray
+        (n,) int64, ascending.
+    bounds : numpy.ndarray
+        (n, 4) float64 x0, y0, x1, y1 in µm, infinite on the slide's own sides.
+    """
+    ordered = sorted(records, key=lambda record: int(record["index"]))
+    index = np.array([record["index"] for record in ordered], dtype=np.int64)
+    windows = np.array([[record[side] for side in ("x0", "y0", "x1", "y1")] for record in ordered], dtype=np.float64)
+    inner = np.array([inner_sides(record) for record in ordered], dtype=bool).reshape(-1, 4)
+    return index, np.where(inner, windows.reshape(-1, 4), [-np.inf, -np.inf, np.inf, np.inf])
 
 
 def _write_transcripts(path: Path, tables: Iterable[pa.Table]) -> None:

@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,10 +14,12 @@ from cellquilt.core.shapes import ShapesTable, read_shapes, write_shapes
 from cellquilt.core.store import PATCH_RESULTS, Store, add_delta, result_of
 
 if TYPE_CHECKING:
+    from cellquilt.patches.transcripts import Cutting
     from cellquilt.segment.tissue import Tissue
 
 TISSUE = "region_of_interest"
 PATCHES = "image_patches"
+TRANSCRIPT_PATCHES = "transcripts_patches"
 
 
 def find_tissue(store: Path, *, settings: Settings, output: Path | None = None, overwrite: bool = False) -> Path:
@@ -124,6 +126,141 @@ def patchify_image(
         write_shapes(delta.new_element("shapes", PATCHES), shapes)
         delta.add_record(record.finish())
     return paths if bundles is not None else []
+
+
+def patchify_transcripts(
+    store: Path,
+    *,
+    settings: Settings,
+    method: str | None = None,
+    cells: Path | None = None,
+    bundles: Path | None = None,
+    output: Path | None = None,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Cut the transcripts of a slide into patches: the shapes element ``transcripts_patches``, and the bundles.
+
+    Parameters
+    ----------
+    store
+        The slide.
+    settings
+        Groups ``transcripts``, ``segmentation`` and the method's own.
+    method
+        One of `TRANSCRIPT_METHODS` that the bundles are for; None makes bundles for any.
+    cells
+        Store with the shapes of the prior; None takes the slide's own.
+    bundles
+        Folder for the bundles; None makes none.
+    output
+        Delta store to make; None adds the element to `store`.
+    overwrite
+        Replace what stands there.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The bundles.
+
+    Raises
+    ------
+    CellquiltError
+        ``element-missing`` if there are no transcripts, and what the prior, the cutting or the method refuses.
+    """
+    import importlib
+    import tempfile
+
+    import shapely
+
+    from cellquilt.core.images import open_image
+    from cellquilt.core.points import points_transforms
+    from cellquilt.patches.priors import find_nucleus, find_prior
+    from cellquilt.patches.transcripts import POINTS, write_transcript_bundles
+
+    slide = Store(store)
+    points = slide.element("points", POINTS)
+    record = Record("patchify_transcripts", slide.name, settings.of_stage("patchify_transcripts"))
+    engine = importlib.import_module(f"cellquilt.segment.{method}").plan(settings) if method else {"method": None}
+    place = {"cells": None if cells is None else Store(cells), "threads": settings["threads"]}
+    prior = find_prior(
+        slide,
+        points,
+        name=settings["prior"],
+        unassigned=settings["prior_unassigned"],
+        memory_mb=settings["memory_mb"],
+        **place,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        made = write_transcript_bundles(
+            points,
+            bundles or Path(scratch) / "bundles",
+            sample=slide.name,
+            engine=engine,
+            prior=prior,
+            nucleus=find_nucleus(slide, points, prior, **place),
+            cutting=_cutting(settings, method),
+            pixel_size_um=open_image(slide.path).pixel_size_um if slide.names("images") else None,
+            memory_mb=settings["memory_mb"],
+        )
+    record.facts.update(made.facts)
+    _log_patches(slide.name, made.facts)
+    windows = np.array([[patch[side] for side in ("x0", "y0", "x1", "y1")] for patch in made.records]).reshape(-1, 4)
+    columns: dict[str, np.ndarray] = {
+        "patch": np.array([patch["index"] for patch in made.records], dtype=np.int32),
+        "n_transcripts": np.array([patch["n_transcripts"] for patch in made.records], dtype=np.int64),
+        "sparse": np.array([patch["sparse"] for patch in made.records], dtype=bool),
+    }
+    ids = np.asarray([f"patch-{patch['index']}" for patch in made.records], dtype=str)
+    boxes = np.asarray(shapely.box(*windows.T), dtype=object)
+    with result_of(slide, output, overwrite=overwrite) as delta:
+        shapes = ShapesTable(ids, boxes, columns, points_transforms(points))
+        write_shapes(delta.new_element("shapes", TRANSCRIPT_PATCHES), shapes)
+        delta.add_record(record.finish())
+    return made.bundles if bundles is not None else []
+
+
+def _cutting(settings: Settings, method: str | None) -> "Cutting":
+    """How to cut; a method may have its own limit for a patch, which holds unless the user asks for another."""
+    from cellquilt.patches.transcripts import Cutting
+
+    limit = settings["transcripts_per_patch"]
+    own = f"{method}_max_transcripts"
+    if own in settings and "transcripts_per_patch" not in settings.given:
+        limit = settings[own] or limit
+    return Cutting(
+        limit,
+        settings["transcripts_patch_width_um"],
+        settings["transcripts_patch_overlap_um"],
+        settings["min_transcripts_per_patch"],
+        settings["transcripts_patches_per_task"],
+    )
+
+
+def _log_patches(sample: str, facts: dict[str, Any]) -> None:
+    prior = facts["prior"]
+    source = f"{prior['n_cells']} prior cells from {prior['name']}" if prior["n_cells"] else "no prior cells"
+    LOG.info(
+        "%s: %d of %d transcripts in %d patches, %s",
+        sample,
+        facts["n_to_segment"],
+        facts["n_transcripts"],
+        facts["n_patches"],
+        source,
+    )
+    if not facts["n_to_segment"]:
+        LOG.warning("%s: there are no transcripts to segment", sample)
+    if facts["n_without_coordinates"]:
+        LOG.warning("%s: %d transcripts have no coordinates", sample, facts["n_without_coordinates"])
+    if facts["n_sparse_patches"]:
+        n, held = facts["n_sparse_patches"], facts["n_transcripts_in_sparse_patches"]
+        LOG.warning("%s: %d patches are sparse, they hold %d transcripts", sample, n, held)
+    if facts["n_full_patches"]:
+        n, most = facts["n_full_patches"], facts["largest_patch"]
+        LOG.warning(
+            "%s: %d patches are too narrow to cut and hold more transcripts than they should, up to %d", sample, n, most
+        )
+    if prior["n_cells"] and not facts["n_with_prior"]:
+        LOG.warning("%s: no transcript lies in a prior cell of %s", sample, prior["name"])
 
 
 def tissue_of(store: Store) -> "Tissue | None":
