@@ -15,11 +15,15 @@ _PACKAGES = ("anndata", "cellpose", "numba", "numpy", "pyarrow", "scipy", "shape
              "zarr")  # fmt: skip
 
 
+def rss_mb(usage: resource.struct_rusage) -> float:
+    """Peak resident memory in MiB of what a resource usage is about."""
+    # Linux counts in KiB, macOS in bytes.
+    return usage.ru_maxrss / (1024 if platform.system() == "Linux" else 1024**2)
+
+
 def peak_rss_mb() -> float:
     """Peak resident memory of this process in MiB."""
-    # Linux counts in KiB, macOS in bytes.
-    divisor = 1024 if platform.system() == "Linux" else 1024**2
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / divisor
+    return rss_mb(resource.getrusage(resource.RUSAGE_SELF))
 
 
 def versions() -> dict[str, str]:

@@ -198,7 +198,7 @@ def patchify_transcripts(
             engine=engine,
             prior=prior,
             nucleus=find_nucleus(slide, points, prior, **place),
-            cutting=_cutting(settings, method),
+            cutting=_cutting(settings, engine),
             pixel_size_um=open_image(slide.path).pixel_size_um if slide.names("images") else None,
             memory_mb=settings["memory_mb"],
         )
@@ -219,16 +219,12 @@ def patchify_transcripts(
     return made.bundles if bundles is not None else []
 
 
-def _cutting(settings: Settings, method: str | None) -> "Cutting":
-    """How to cut; a method may have its own limit for a patch, which holds unless the user asks for another."""
+def _cutting(settings: Settings, engine: dict[str, Any]) -> "Cutting":
+    """How to cut; a method that knows how much it can hold has a limit of its own for a patch."""
     from cellquilt.patches.transcripts import Cutting
 
-    limit = settings["transcripts_per_patch"]
-    own = f"{method}_max_transcripts"
-    if own in settings and "transcripts_per_patch" not in settings.given:
-        limit = settings[own] or limit
     return Cutting(
-        limit,
+        engine.get(f"{engine['method']}_max_transcripts") or settings["transcripts_per_patch"],
         settings["transcripts_patch_width_um"],
         settings["transcripts_patch_overlap_um"],
         settings["min_transcripts_per_patch"],

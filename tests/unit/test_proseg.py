@@ -1,0 +1,358 @@
+"""Proseg without the real binary: what it is asked, what is refused, what its ends mean, and a recorded output.
+
+`tests/slow/test_proseg.py` runs the real one.
+"""
+
+import itertools
+import stat
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+import pytest
+from cellquilt.cli import main
+from cellquilt.core import zarr_json
+from cellquilt.core.errors import CellquiltError
+from cellquilt.core.settings import Settings
+from cellquilt.patches.transcripts import SCHEMA, TranscriptBundle
+from cellquilt.segment.molecules import read_results
+from cellquilt.segment.proseg import plan, segment_bundle
+from cellquilt.segment.proseg.command import arguments, extra_options, find_proseg
+from cellquilt.segment.proseg.memory import estimate_gb, transcripts_that_fit
+from cellquilt.segment.proseg.outcome import cause
+from cellquilt.segment.proseg.transcripts import look, write_table
+
+GENES = ["Actb", 'comma, "quote"', "β-catenin", "NegControlLike"]
+WIDTH = 40.0
+
+
+def molecules(n: int = 400, seed: int = 0, x0: float = 0.0, n_cells: int = 4, nuclei: bool = True) -> dict:
+    """Transcripts of four round cells on a square, the inner ones with a prior cell, and some between."""
+    rng = np.random.default_rng(seed)
+    centres = np.array([[10, 10], [30, 10], [10, 30], [30, 30]], dtype=float)[:n_cells]
+    cell = rng.integers(0, n_cells, n)
+    spread = rng.normal(0, 3, (n, 2))
+    xy = np.clip(centres[cell] + spread, 0.1, WIDTH - 0.1)
+    inner = np.hypot(*spread.T) < 3
+    return {
+        "transcript_id": np.sort(rng.choice(10 * n, n, replace=False)).astype(np.uint64) + np.uint64(2**33),
+        "x_um": xy[:, 0] + x0,
+        "y_um": xy[:, 1],
+        "z_um": rng.integers(0, 3, n).astype(float),
+        "gene": np.where(rng.random(n) < 0.7, cell % len(GENES), rng.integers(0, len(GENES), n)),
+        "prior_cell": np.where(inner, cell + 1, 0),
+        "in_nucleus": inner & nuclei,
+    }
+
+
+def write_bundle(folder: Path, *patches: dict, prior: dict | None = None, engine: dict | None = None) -> Path:
+    """A bundle of patches side by side, each reaching 5 µm into its neighbours."""
+    records = []
+    for index, columns in enumerate(patches):
+        x0, x1 = index * WIDTH, (index + 1) * WIDTH
+        window = [x0 - 5 * (index > 0), 0.0, x1 + 5 * (index + 1 < len(patches)), WIDTH]
+        record = dict(zip(("x0", "y0", "x1", "y1"), window, strict=True))
+        records.append({"index": index, **record, "core": [x0, 0.0, x1, WIDTH], "n_transcripts": len(columns["x_um"])})
+        (folder / f"patch_{index:06d}").mkdir(parents=True)
+        table = pa.table({name: pa.array(values) for name, values in columns.items()}).cast(SCHEMA)
+        pq.write_table(table, folder / f"patch_{index:06d}" / "transcripts.parquet")
+    most = max((int(np.max(columns["prior_cell"], initial=0)) for columns in patches), default=0)
+    attributes = {
+        "format": 1,
+        "kind": "transcripts",
+        "sample": "liver",
+        "bundle": 0,
+        "n_bundles": 1,
+        "n_patches": len(patches),
+        "pixel_size_um": None,
+        "transforms": {},
+        "engine": engine or plan(Settings()),
+        "prior": prior or {"from": "shapes", "name": "nucleus_boundaries", "n_cells": most},
+        "genes": GENES,
+        "patches": records,
+    }
+    zarr_json.write_group(folder, {"cellquilt": attributes})
+    return folder
+
+
+def fake(folder: Path, body: str, version: str = "proseg 3.2.0") -> Path:
+    """An executable that answers with a version, and else does what the shell script says."""
+    path = folder / "fake-proseg"
+    path.write_text(f'#!/bin/bash\n[ "$1" = --version ] && {{ echo "{version}"; exit 0; }}\n{body}\n')
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def segment(tmp_path: Path, bundle: Path, body: str, **settings):
+    path = fake(tmp_path, body)
+    return segment_bundle(bundle, tmp_path / "out.result", settings={"proseg_executable": str(path), **settings})
+
+
+def options(line: list[str]) -> dict[str, str]:
+    return {name: value for name, value in itertools.pairwise(line) if name.startswith("-")}
+
+
+# --- what it is asked
+
+
+def values(**given) -> dict:
+    return {**plan(Settings(given)), "threads": 2}
+
+
+def test_every_column_and_every_output_is_named(tmp_path):
+    line = arguments(values(), tmp_path, n_planes=9, with_nuclei=True)
+    told = options(line)
+    assert line[0] == str(tmp_path / "transcripts.csv")
+    assert [told[f"--{axis}-column"] for axis in "xyz"] == ["x", "y", "z"]
+    assert told["--cell-id-unassigned"] == "0"
+    assert (told["--compartment-column"], told["--compartment-nuclear"]) == ("compartment", "1")
+    assert (told["--samples"], told["--burnin-samples"], told["--recorded-samples"]) == ("200", "200", "100")
+    assert (told["--voxel-size"], told["--burnin-voxel-size"], told["--voxel-layers"]) == ("1", "2", "4")
+    assert told["--nthreads"] == "2"
+    assert "--overwrite" not in line
+    without = arguments(values(), tmp_path, n_planes=9, with_nuclei=False)
+    assert not [word for word in without if word.startswith("--compartment")]
+
+
+@pytest.mark.parametrize(
+    ("given", "n_planes", "expected"),
+    [
+        ({"proseg_samples": 30}, 9, {"--samples": "30", "--recorded-samples": "30"}),
+        ({"proseg_voxel_size_um": 0.5}, 9, {"--voxel-size": "0.5", "--burnin-voxel-size": "2"}),
+        ({"proseg_voxel_size_um": 0.7}, 9, {"--burnin-voxel-size": "2.1"}),
+        ({"proseg_voxel_size_um": 3}, 9, {"--burnin-voxel-size": "3"}),
+        ({}, 1, {"--voxel-layers": "1"}),
+        ({"proseg_voxel_layers": 7}, 3, {"--voxel-layers": "3"}),
+        ({"proseg_args": "--prior-weight 2 --recorded-samples=7"}, 9, {"--prior-weight": "2"}),
+    ],
+)
+def test_numbers_become_options(tmp_path, given, n_planes, expected):
+    line = arguments(values(**given), tmp_path, n_planes=n_planes, with_nuclei=False)
+    assert expected.items() <= options(line).items()
+    names = [word.split("=")[0] for word in line if word.startswith("--")]
+    assert len(names) == len(set(names))
+
+
+def test_bundles_carry_what_a_result_depends_on():
+    made = plan(Settings(proseg_executable="/x/proseg", proseg_voxel_layers=7))
+    assert made["method"] == "proseg"
+    assert (made["proseg_voxel_size_um"], made["proseg_voxel_layers"], made["proseg_samples"]) == (1.0, 7, 200)
+    assert "proseg_executable" not in made
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("--output-counts x.mtx.gz", "--output-counts"),
+        ("--samples 3", "use proseg_samples"),
+        ("-x a", "-x"),
+        ("--merscope", "--merscope"),
+        ("--prior-weight '2", "quotes"),
+    ],
+)
+def test_options_that_are_decided_here_are_refused(text, says):
+    with pytest.raises(CellquiltError, match="proseg-args") as caught:
+        plan(Settings(proseg_args=text))
+    assert says in str(caught.value)
+    assert extra_options("--prior-weight 2 --dispersion '0.5'") == ["--prior-weight", "2", "--dispersion", "0.5"]
+
+
+def test_the_table_holds_every_transcript_and_survives_any_name(tmp_path):
+    columns = molecules(x0=12_345.25)
+    bundle = TranscriptBundle(write_bundle(tmp_path / "b.zarr", columns))
+    record = {**bundle.patches[0], "x0": 12_345.25}
+    contents = look(bundle, record)
+    assert (contents.n, contents.n_genes, contents.n_planes) == (400, 4, 3)
+    assert contents.prior_cells.tolist() == [1, 2, 3, 4]
+    write_table(tmp_path, bundle, record, contents)
+    table = pcsv.read_csv(tmp_path / "transcripts.csv")
+    assert np.array_equal(table.column("transcript_id").to_numpy().astype(np.uint64), columns["transcript_id"])
+    assert np.array_equal(table.column("gene").to_numpy(), columns["gene"])
+    assert np.array_equal(table.column("cell").to_numpy(), columns["prior_cell"])
+    assert np.array_equal(table.column("compartment").to_numpy(), columns["in_nucleus"].astype(int))
+    for axis, name in enumerate(("x", "y")):
+        written = table.column(name).to_numpy() + contents.origin[axis]
+        assert np.abs(written - columns[f"{name}_um"]).max() < 1e-5
+
+
+def test_a_prior_cell_without_transcripts_in_a_nucleus_counts_as_nucleus(tmp_path):
+    columns = molecules()
+    columns["in_nucleus"] &= columns["prior_cell"] != 2
+    bundle = TranscriptBundle(write_bundle(tmp_path / "b.zarr", columns))
+    contents = look(bundle, bundle.patches[0])
+    assert contents.nuclear.tolist() == [False, True, False, True, True]
+    write_table(tmp_path, bundle, bundle.patches[0], contents)
+    compartment = pcsv.read_csv(tmp_path / "transcripts.csv").column("compartment").to_numpy()
+    assert compartment[columns["prior_cell"] == 2].all()
+
+
+def test_memory_grows_with_what_is_given(tmp_path):
+    small, large = (
+        look(bundle := TranscriptBundle(write_bundle(tmp_path / f"{n}.zarr", molecules(n))), bundle.patches[0])
+        for n in (400, 4000)
+    )
+    assert estimate_gb(small, 1, 3) < estimate_gb(large, 1, 3) < estimate_gb(large, 0.5, 3)
+    assert 1_000_000 < transcripts_that_fit(10, 1, 4) < transcripts_that_fit(20, 1, 4)
+    assert plan(Settings(proseg_memory_gb=20))["proseg_max_transcripts"] == transcripts_that_fit(20, 1, 4)
+    assert plan(Settings(proseg_max_transcripts=5000))["proseg_max_transcripts"] == 5000
+
+
+# --- the executable
+
+
+@pytest.mark.parametrize("version", ["proseg 2.0.6", "proseg 3.0.2", "proseg 4.0.0", "what?", ""])
+def test_other_versions_are_refused(tmp_path, version):
+    with pytest.raises(CellquiltError, match="proseg-version") as caught:
+        find_proseg(str(fake(tmp_path, "", version)))
+    assert version in str(caught.value)
+    assert "3.2.0" in caught.value.hint
+
+
+def test_it_is_found_by_setting_path_cargo_and_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("CELLQUILT_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(CellquiltError, match="engine-missing"):
+        find_proseg(None)
+    for place in ("cache/proseg-3.2.0/bin", ".cargo/bin", "on-path"):
+        (tmp_path / place).mkdir(parents=True)
+        fake(tmp_path, "").rename(tmp_path / place / "proseg")
+        monkeypatch.setenv("PATH", f"{tmp_path / 'on-path'}:/usr/bin:/bin")
+        assert find_proseg(None).path == tmp_path / place / "proseg"
+    assert find_proseg(str(fake(tmp_path, ""))).path.name == "fake-proseg"
+    with pytest.raises(CellquiltError, match="engine-missing"):
+        find_proseg(str(tmp_path / "nowhere"))
+
+
+# --- what is refused, and what needs no run
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "code"), [("x_um", np.nan, "not-finite"), ("y_um", np.inf, ""), ("z_um", np.nan, "")]
+)
+def test_transcripts_without_a_place_are_named(tmp_path, column, value, code):
+    columns = molecules()
+    columns[column][7] = value
+    bundle = write_bundle(tmp_path / "b.zarr", columns)
+    with pytest.raises(CellquiltError, match="no finite position") as caught:
+        segment(tmp_path, bundle, "exit 0")
+    assert str(columns["transcript_id"][7]) in str(caught.value)
+    assert code in str(caught.value.__cause__)
+
+
+def test_no_prior_at_all_is_refused(tmp_path):
+    bundle = write_bundle(tmp_path / "b.zarr", molecules(), prior={"from": "none", "name": "", "n_cells": 0})
+    with pytest.raises(CellquiltError, match="proseg-prior-missing"):
+        segment(tmp_path, bundle, "exit 0")
+
+
+@pytest.mark.parametrize("patches", [[], [molecules(0)], [{**molecules(), "prior_cell": np.zeros(400, int)}]])
+def test_where_no_cell_can_be_nothing_runs(tmp_path, patches):
+    """No patch, no transcripts, or a patch without prior cells: no cells, and all transcripts are in none."""
+    bundle = write_bundle(tmp_path / "b.zarr", *patches, prior={"from": "shapes", "name": "cells", "n_cells": 9})
+    record = segment(tmp_path, bundle, "exit 1")
+    result = read_results([tmp_path / "out.result"])
+    assert len(result.geometry) == record["facts"]["n_objects"] == 0
+    tables = list(result.transcripts)
+    labels = np.concatenate([np.empty(0, int), *(table.column("label").to_numpy() for table in tables)])
+    assert labels.size == sum(len(columns["x_um"]) for columns in patches)
+    assert not labels.any()
+
+
+def test_an_existing_output_is_refused_before_anything_runs(tmp_path):
+    bundle = write_bundle(tmp_path / "b.zarr", molecules())
+    (tmp_path / "out.result").mkdir()
+    with pytest.raises(CellquiltError, match="output-exists"):
+        segment(tmp_path, bundle, f"touch {tmp_path}/ran")
+    assert not (tmp_path / "ran").exists()
+
+
+# --- how it ends
+
+PANIC = """
+thread 'main' panicked at src/sampler/transcripts.rs:174:13:
+index out of bounds: the len is 0 but the index is 0
+note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace
+"""
+
+
+def test_the_cause_is_in_prosegs_own_words():
+    assert cause(PANIC) == "index out of bounds: the len is 0 but the index is 0 (src/sampler/transcripts.rs:174:13)"
+    assert cause("error: unexpected argument '--lap' found\n\nUsage: ...") == "unexpected argument '--lap' found"
+    assert cause("Using 1 threads\nRead dataset:\n") == "Using 1 threads / Read dataset:"
+    assert cause("") == "it said nothing"
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "says"),
+    [
+        (f"cat >&2 <<'END'\n{PANIC}END\nexit 101", "proseg-failed", "the len is 0"),
+        ("echo 'error: unexpected argument' >&2; exit 2", "proseg-args", "unexpected argument"),
+        ("echo \"thread 'main' panicked at a:1:\" >&2; echo 'No space left on device' >&2; exit 101", "disk-full", ""),
+        ("kill -SEGV $$", "proseg-failed", "signal 11"),
+        ("exit 0", "proseg-output", "cannot be read"),
+    ],
+)
+def test_a_bad_end_is_the_patchs_error(tmp_path, body, code, says):
+    bundle = write_bundle(tmp_path / "b.zarr", molecules())
+    with pytest.raises(CellquiltError, match="patch-failed") as caught:
+        segment(tmp_path, bundle, body)
+    assert caught.value.__cause__.code == code
+    assert says in caught.value.message
+    assert "sample liver, patch 0" in caught.value.message
+    assert not (tmp_path / "out.result").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.zarr", "fake-proseg", "out.result.log"]
+
+
+def test_a_patch_that_fails_may_be_skipped(tmp_path):
+    bundle = write_bundle(tmp_path / "b.zarr", molecules(), molecules(x0=WIDTH))
+    record = segment(tmp_path, bundle, "echo 'thread main panicked' >&2; exit 101", on_patch_error="skip")
+    assert record["facts"]["n_failed"] == 2
+    result = read_results([tmp_path / "out.result"])
+    assert [patch["error"]["code"] for patch in result.patches] == ["proseg-failed"] * 2
+    assert list(result.transcripts) == []
+    assert "=== patch 1 ===" in (tmp_path / "out.result.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["kill -KILL $$", "exit 137", "echo 'memory allocation of 17179869184 bytes failed' >&2; kill -ABRT $$"],
+)
+def test_killed_for_memory_ends_the_task_even_if_patches_may_be_skipped(tmp_path, body):
+    bundle = write_bundle(tmp_path / "b.zarr", molecules())
+    with pytest.raises(MemoryError):
+        segment(tmp_path, bundle, body, on_patch_error="skip")
+
+
+def test_the_command_ends_with_137_when_memory_runs_out(tmp_path, capsys):
+    bundle = write_bundle(tmp_path / "b.zarr", molecules())
+    path = fake(tmp_path, "kill -KILL $$")
+    with pytest.raises(SystemExit) as stop:
+        main(["segment", "proseg", str(bundle), "-o", str(tmp_path / "r"), "--proseg-executable", str(path)])
+    assert stop.value.code == 137
+    assert "in proseg, sample liver, patch 0" in capsys.readouterr().err
+
+
+def test_a_run_that_hangs_is_stopped_with_all_its_children(tmp_path):
+    bundle = write_bundle(tmp_path / "b.zarr", molecules())
+    started = time.monotonic()
+    with pytest.raises(CellquiltError, match="patch-failed") as caught:
+        segment(tmp_path, bundle, f"sleep 60 & echo $! > {tmp_path}/child; wait", proseg_timeout_min=0.01)
+    assert caught.value.__cause__.code == "proseg-timeout"
+    assert time.monotonic() - started < 10
+    child = int((tmp_path / "child").read_text())
+    deadline = time.monotonic() + 5
+    while _alive(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not _alive(child)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
