@@ -19,6 +19,7 @@ demo: setup ## Run the pipeline on the demo input and show what came out
 run: setup ## Run the pipeline: make run ARGS="--input sheet.csv --outdir results"
 	@scripts/nextflow run main.nf $(ARGS)
 
+test: STAGES = core cellpose3 cellpose4 nextflow
 test: setup lint ## What CI runs: lint, types, layers, all tests
 	$(PYTEST) -m "not bench" tests $(ARGS)
 
