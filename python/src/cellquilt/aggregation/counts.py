@@ -5,7 +5,7 @@ passes the machine's quality threshold. So the row sums of the matrix are, cell 
 transcripts whose `cell_id` is that cell.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
+from cellquilt.core.assignment import NOT_SEGMENTED
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.genes import GeneNames
 from cellquilt.core.points import bools, floats, require_columns
@@ -55,6 +56,8 @@ class Counts:
         Names of the columns, sorted: all genes that occur as something else than a control, counted or not.
     n_control
         (n_cells,) int64, controls in each cell that pass the quality threshold.
+    expected
+        (n_cells, n_genes) float32 CSR of expected counts, where the segmentation method has them.
     qc
         Numbers for `qc.json`; see `TranscriptCounter`.
     """
@@ -62,6 +65,7 @@ class Counts:
     matrix: "csr_matrix"
     genes: list[str]
     n_control: NDArray[np.int64]
+    expected: "csr_matrix | None" = None
     qc: dict[str, Any] = field(default_factory=dict)
 
 
@@ -87,6 +91,9 @@ class TranscriptCounter:
         (height, width) of the image, to tell the transcripts inside it.
     to_image
         (3, 3) map from the transcripts' x, y to the image's pixels. Default: `to_cells`.
+    assignment
+        Transcript ids of a batch → (n,) int64 row of each one's cell, `NO_CELL` or, where only the outlines tell,
+        `NOT_SEGMENTED` (`core.assignment`): what the segmentation method says wins over the outlines.
     threads
         Threads that locate points.
 
@@ -114,6 +121,7 @@ class TranscriptCounter:
         planes: Collection[int] | None = None,
         image_shape: tuple[int, int] | None = None,
         to_image: Affine | None = None,
+        assignment: Callable[[NDArray[np.uint64]], NDArray[np.int64]] | None = None,
         threads: int = 1,
     ) -> None:
         self.n_cells = cells.n_polygons if n_cells is None else n_cells
@@ -125,6 +133,7 @@ class TranscriptCounter:
             or (self._owner.size and not 0 <= self._owner.min() <= self._owner.max() < self.n_cells)
         ):
             raise ValueError(f"cell_of_polygon must hold a row below {self.n_cells} for {cells.n_polygons} polygons")
+        self._assignment = assignment
         self._planes = None if planes is None else np.array(sorted(planes), dtype=np.int64)
         self._image_shape = image_shape
         self._to_image = self._to_cells if to_image is None else np.ascontiguousarray(to_image, dtype=np.float64)
@@ -161,9 +170,7 @@ class TranscriptCounter:
                 "set count_z to all",
             )
         gene = self._genes.encode(batch.column("gene"), is_control)
-        cell = self._locate(self._cells, x, y, plane)
-        if self._owner is not None:
-            cell = np.where(cell >= 0, self._owner[cell], -1) if self._owner.size else cell
+        cell = self._cell(batch, x, y, plane)
         nucleus = np.full(x.size, -1, dtype=np.int64)
         if self._nuclei is not None:
             nucleus = self._locate(self._nuclei, x, y, plane)
@@ -174,6 +181,28 @@ class TranscriptCounter:
         if plane is not None:
             self._tally_planes(plane, inside, cell >= 0)
         return Assignment(cell, nucleus >= 0)
+
+    def _cell(
+        self, batch: pa.Table, x: NDArray[np.float64], y: NDArray[np.float64], plane: NDArray[np.int64] | None
+    ) -> NDArray[np.int64]:
+        """Row of each transcript's cell: where the method says nothing, that of the outline it lies in."""
+        if self._assignment is None:
+            return self._cell_around(x, y, plane)
+        require_columns(batch, ("transcript_id",))
+        cell = self._assignment(batch.column("transcript_id").to_numpy().astype(np.uint64))
+        rest = np.flatnonzero(cell == NOT_SEGMENTED)
+        cell[rest] = self._cell_around(x[rest], y[rest], None if plane is None else plane[rest])
+        if self._planes is not None and plane is not None:
+            cell[~np.isin(plane, self._planes)] = -1
+        return cell
+
+    def _cell_around(
+        self, x: NDArray[np.float64], y: NDArray[np.float64], plane: NDArray[np.int64] | None
+    ) -> NDArray[np.int64]:
+        cell = self._locate(self._cells, x, y, plane)
+        if self._owner is not None:
+            cell = np.where(cell >= 0, self._owner[cell], -1) if self._owner.size else cell
+        return cell
 
     def _locate(
         self, index: PolygonIndex, x: NDArray[np.float64], y: NDArray[np.float64], plane: NDArray[np.int64] | None
@@ -201,7 +230,7 @@ class TranscriptCounter:
         """The counts of all batches so far."""
         names, column = self._genes.sorted_columns()
         matrix = self._pairs.matrix(self.n_cells, column, len(names))
-        return Counts(matrix, names, self._n_control.copy(), self._qc())
+        return Counts(matrix, names, self._n_control.copy(), qc=self._qc())
 
     def _qc(self) -> dict[str, Any]:
         t = dict(zip(_TOTALS, self._totals.tolist(), strict=True))

@@ -10,6 +10,7 @@ import pyarrow as pa
 from cellquilt.aggregation.channels import ChannelTable, measure_channels
 from cellquilt.aggregation.counts import Counts, TranscriptCounter, count_transcripts, points_with_cells
 from cellquilt.core import zarr_json
+from cellquilt.core.assignment import Assignment, copy_assignment, expected_counts, has_assignment
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.images import Image, open_image
 from cellquilt.core.log import LOG, progress
@@ -61,19 +62,27 @@ def aggregate_slide(
     pathlib.Path
         The store with the result.
 
+    Notes
+    -----
+    Where the segmentation method itself said which transcripts are a cell's, that counts and not the outlines; these
+    tell only for transcripts that were not segmented: controls and those of low quality.
+
     Raises
     ------
     CellquiltError
-        ``element-missing`` if there are no cells; ``z-plane-unknown`` if planes are asked for and not known.
+        ``element-missing`` if there are no cells; ``z-plane-unknown`` if planes are asked for and not known;
+        ``assignment-mismatch`` if the cells are of other transcripts.
     """
     from cellquilt.aggregation.table import build_table
 
     slide, source = Store(store), Store(store if cells is None else cells)
     record = Record("aggregate", slide.name, settings.of_stage("aggregate"))
-    outlines = read_shapes(source.element("shapes", "cell_boundaries"))
+    place = source.element("shapes", "cell_boundaries")
+    outlines = read_shapes(place)
     nuclei = None
     if source.has("shapes", "nucleus_boundaries"):
         nuclei = read_shapes(source.element("shapes", "nucleus_boundaries"))
+    said = _Said(place, len(outlines)) if has_assignment(place) else None
     image = open_image(slide.path) if slide.names("images") else None
     channels = None
     if image is not None and settings["average_intensities"]:
@@ -105,16 +114,21 @@ def aggregate_slide(
             # Which cells fail is known after counting; what is published is counted again for the cells that are left.
             if has_points:
                 counts = count_transcripts(
-                    _batches(slide, settings), _counter(slide, outlines, nuclei, image, settings)
+                    _batches(slide, settings), _counter(slide, outlines, nuclei, image, said, settings)
                 )
             first = table_of(counts, outlines, channels)
             record.facts["dropped_by_reason"] = first.failed
-            outlines, nuclei, channels = _keep(first.kept, outlines, nuclei, channels)
-            for name, shapes in (("cell_boundaries", outlines), ("nucleus_boundaries", nuclei)):
-                if shapes is not None:
-                    write_shapes(delta.new_element("shapes", name), shapes)
+            paired = nuclei is not None and np.array_equal(nuclei.ids, outlines.ids)
+            outlines, channels = outlines.take(first.kept), None if channels is None else channels.take(first.kept)
+            write_shapes(delta.new_element("shapes", "cell_boundaries"), outlines)
+            if nuclei is not None and paired:  # others are of another method, whose cells these are not
+                nuclei = nuclei.take(first.kept)
+                write_shapes(delta.new_element("shapes", "nucleus_boundaries"), nuclei)
+            if said is not None:
+                said.keep(first.kept)
+                copy_assignment(place, delta.new_element("shapes", "cell_boundaries"), said.rows)
         if has_points:
-            counts = _publish_points(slide, delta, outlines, nuclei, image, settings)
+            counts = _publish_points(slide, delta, outlines, nuclei, image, said, settings)
             record.facts.update(counts.qc)
         built = table_of(counts, outlines, channels)
         _write_table(delta, built.adata)
@@ -125,15 +139,15 @@ def aggregate_slide(
     return output or slide.path
 
 
-def _keep(
-    kept: np.ndarray, outlines: ShapesTable, nuclei: ShapesTable | None, channels: ChannelTable | None
-) -> tuple[ShapesTable, ShapesTable | None, ChannelTable | None]:
-    rows = np.flatnonzero(kept)
-    return (
-        outlines.take(rows),
-        None if nuclei is None else nuclei.take(rows),
-        None if channels is None else channels.take(rows),
-    )
+class _Said:
+    """What the segmentation method said about transcripts, in the rows of the cells that are left."""
+
+    def __init__(self, element: Path, n_cells: int) -> None:
+        self.element, self.rows = element, np.arange(n_cells)
+
+    def keep(self, kept: np.ndarray) -> None:
+        """Leave out cells, (n,) bool."""
+        self.rows = np.where(kept, np.cumsum(kept) - 1, -1)
 
 
 def _batches(slide: Store, settings: Settings) -> Iterator[pa.Table]:
@@ -141,7 +155,12 @@ def _batches(slide: Store, settings: Settings) -> Iterator[pa.Table]:
 
 
 def _counter(
-    slide: Store, outlines: ShapesTable, nuclei: ShapesTable | None, image: Image | None, settings: Settings
+    slide: Store,
+    outlines: ShapesTable,
+    nuclei: ShapesTable | None,
+    image: Image | None,
+    said: _Said | None,
+    settings: Settings,
 ) -> TranscriptCounter:
     """A counter in the cells' own coordinates."""
     transforms = points_transforms(slide.element("points", POINTS))
@@ -154,6 +173,7 @@ def _counter(
         planes=_planes(slide, settings),
         image_shape=None if image is None else (image.shape[1], image.shape[2]),
         to_image=to_image,
+        assignment=None if said is None else Assignment(said.element, said.rows).next,
         threads=settings["threads"],
     )
 
@@ -178,17 +198,21 @@ def _publish_points(
     outlines: ShapesTable,
     nuclei: ShapesTable | None,
     image: Image | None,
+    said: _Said | None,
     settings: Settings,
 ) -> Counts:
     """Write every transcript with its cell, and count on the way."""
-    counter = _counter(slide, outlines, nuclei, image, settings)
+    counter = _counter(slide, outlines, nuclei, image, said, settings)
     transforms = points_transforms(slide.element("points", POINTS))
     total = count_points(slide.element("points", POINTS))
     with PointsWriter(delta.new_element("points", POINTS), transforms) as writer:
         batches = points_with_cells(_batches(slide, settings), counter, outlines.ids)
         for batch in progress(batches, "transcripts", max(total // 1_000_000, 1)):
             writer.write(batch)
-    return counter.finish()
+    counts = counter.finish()
+    if said is not None:
+        counts.expected = expected_counts(said.element, counts.genes, len(outlines), said.rows)
+    return counts
 
 
 def _write_table(delta: Store, table: "AnnData") -> None:

@@ -87,8 +87,9 @@ def build_table(
     -------
     CellTable
         ``adata.X`` is int32 CSR; obs names are the cells' ids; obs has ``cell_id, sample, region, area_um2, passes_qc,
-        qc_reason, n_control`` and the metadata; ``obsm["spatial"]`` the centroids in µm (n, 2). It annotates `region`
-        for spatialdata, unless it has no rows.
+        qc_reason, n_control`` and the metadata; ``obsm["spatial"]`` the centroids in µm (n, 2);
+        ``layers["expected"]`` the expected counts, if there are any (float32 CSR). It annotates `region` for
+        spatialdata, unless it has no rows.
 
     Raises
     ------
@@ -183,7 +184,9 @@ def _rows_of(counts: Counts | None, kept: NDArray[np.bool_]) -> Counts | None:
     if counts is None:
         return None
     # Genes stay, also those that no cell is left with: the columns tell what was measured.
-    return Counts(counts.matrix[np.flatnonzero(kept)], counts.genes, counts.n_control[kept], counts.qc)
+    rows = np.flatnonzero(kept)
+    expected = None if counts.expected is None else counts.expected[rows]
+    return Counts(counts.matrix[rows], counts.genes, counts.n_control[kept], expected, counts.qc)
 
 
 def _anndata(
@@ -233,6 +236,8 @@ def _anndata(
         uns={"spatialdata_attrs": annotation} if n else {},
     )
     adata.obsm["spatial"] = centroids
+    if counts is not None and counts.expected is not None:
+        adata.layers["expected"] = counts.expected
     if channels is not None:
         columns = unique_names([_key(name) for name in channels.channels])
         for statistic in statistics:

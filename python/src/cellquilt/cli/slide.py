@@ -132,7 +132,9 @@ def resolve(paths: tuple[Path, ...], settings: Settings, **arguments: Any) -> No
     """
     from cellquilt.resolve.stage import resolve_slide
 
-    if str(paths[0]) in METHODS:
+    if str(paths[0]) in TRANSCRIPT_METHODS:
+        arguments["method"], paths = str(paths[0]), paths[1:]
+    elif str(paths[0]) in METHODS:
         settings = Settings({**settings.given, "segmentation": str(paths[0])})
         paths = paths[1:]
     if not paths:

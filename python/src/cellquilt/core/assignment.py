@@ -74,10 +74,11 @@ class Assignment:
     def __init__(self, element: Path, rows: NDArray[np.int64] | None = None) -> None:
         self._path = element / ASSIGNMENT
         self._rows = rows
-        self._batches = self._read()
+        self._batches = self.batches()
         self._held = (np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64))
 
-    def _read(self) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
+    def batches(self) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
+        """All of it: ids of transcripts and their cells, as `next` gives them."""
         try:
             with pq.ParquetFile(self._path) as file:
                 for batch in file.iter_batches():
@@ -147,33 +148,53 @@ def expected_counts(
     """
     from scipy.sparse import csr_matrix
 
-    path = element / EXPECTED
-    if not path.is_file():
+    if not (element / EXPECTED).is_file():
         return None
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    empty = (np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
+    parts = [empty]
+    for table in _expected(element, rows):
+        gene = table.column("gene").combine_chunks()
+        names = np.array(gene.dictionary.to_pylist(), dtype=object)
+        unknown = sorted(set(names.tolist()) - set(genes))
+        if unknown:
+            raise CellquiltError(
+                "assignment-mismatch",
+                f"{element / EXPECTED} has expected counts of {unknown[0]}, which is no gene of the slide",
+                "resolve the cells again, from this slide",
+            )
+        column = np.searchsorted(np.array(genes, dtype=object), names).astype(np.int32)
+        parts.append(
+            (table.column("cell").to_numpy(), column[gene.indices.to_numpy()], table.column("value").to_numpy())
+        )
+    cell, column, value = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    matrix = csr_matrix((value, (cell, column)), shape=(n_cells, len(genes)), dtype=np.float32)
+    matrix.sort_indices()
+    return matrix
+
+
+def _expected(element: Path, rows: NDArray[np.int64] | None) -> Iterator[pa.Table]:
+    """Expected counts, batch by batch, of the cells that are left."""
+    path = element / EXPECTED
     try:
         with pq.ParquetFile(path, read_dictionary=["gene"]) as file:
             for batch in file.iter_batches():
-                gene = batch.column("gene")
-                names = gene.dictionary.to_pylist()
-                unknown = sorted(set(names) - set(genes))
-                if unknown:
-                    raise CellquiltError(
-                        "assignment-mismatch",
-                        f"{path} has expected counts of {unknown[0]}, which is no gene of the slide",
-                        "resolve the cells again, from this slide",
-                    )
-                place = np.searchsorted(np.array(genes, dtype=object), np.array(names, dtype=object))
-                column = place.astype(np.int32)[gene.indices.to_numpy()]
-                cell = batch.column("cell").to_numpy()
-                cell = cell if rows is None else rows[cell].astype(np.int32)
-                parts.append((cell[cell >= 0], column[cell >= 0], batch.column("value").to_numpy()[cell >= 0]))
+                table = pa.Table.from_batches([batch]).cast(EXPECTED_SCHEMA)
+                if rows is not None:
+                    cell = rows[table.column("cell").to_numpy()]
+                    table = table.set_column(0, "cell", arrow_array(cell.astype(np.int32))).filter(pa.array(cell >= 0))
+                yield table
     except (OSError, KeyError, pa.ArrowException) as error:
         raise CellquiltError(
             "assignment-unreadable", f"{path} cannot be read: {error}", "resolve the cells again"
         ) from error
-    empty = (np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
-    cell, column, value = (np.concatenate(columns) for columns in zip(empty, *parts, strict=True))
-    matrix = csr_matrix((value, (cell, column)), shape=(n_cells, len(genes)), dtype=np.float32)
-    matrix.sort_indices()
-    return matrix
+
+
+def copy_assignment(source: Path, target: Path, rows: NDArray[np.int64]) -> None:
+    """Tell a shapes element with some of the cells of another what that one says of them; `rows` as in `Assignment`."""
+    with AssignmentWriter(target / ASSIGNMENT) as writer:
+        for ids, cell in Assignment(source, rows).batches():
+            writer.write(ids, cell)
+    if (source / EXPECTED).is_file():
+        with ParquetWriter(target / EXPECTED, EXPECTED_SCHEMA, compression="zstd") as parquet:
+            for table in _expected(source, rows):
+                parquet.write_table(table)

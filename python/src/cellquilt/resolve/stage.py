@@ -1,6 +1,7 @@
 """The resolve step: from the patches' results, or the machine's own cells, to nuclei and cells with ids."""
 
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import shapely
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import LOG
 from cellquilt.core.record import Record
-from cellquilt.core.settings import Settings
+from cellquilt.core.settings import TRANSCRIPT_METHODS, Settings
 from cellquilt.core.shapes import ShapesTable, read_geoparquet, read_shapes, write_shapes
 from cellquilt.core.store import PATCH_RESULTS, Store, result_of
 from cellquilt.core.transforms import Affine, apply, length_scale
@@ -25,6 +26,8 @@ _COUNTS = {
     "n_cut": "cut in every copy",
     "n_fragments": "fragments at patch borders dropped",
     "n_vanished": "left without area",
+    "n_contested": "transcripts claimed by several cells",
+    "n_not_segmented": "transcripts in no patch that was segmented",
 }
 #: What nuclei grow by where the user says nothing.
 DEFAULT_GROWTH_UM = 5.0
@@ -35,19 +38,24 @@ def resolve_slide(
     patch_results: Sequence[Path] = (),
     *,
     settings: Settings,
+    method: str | None = None,
     output: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Make `nucleus_boundaries` and `cell_boundaries` of a slide.
+
+    Cells of a transcript-based method have the cell of every transcript with them; see `resolve.transcripts`.
 
     Parameters
     ----------
     raw
         The slide's store: its image gives pixel size and extent, its `vendor_cells` the cells of method ``vendor``.
     patch_results
-        GeoParquet files of the patches' cells, in any order.
+        GeoParquet files of the patches' cells, in any order; of a transcript-based method, its tasks' folders.
     settings
         Group ``resolve`` and the method.
+    method
+        The method whose results are taken from the store; default: that of the settings.
     output
         Delta store to make; None adds the elements to `raw`.
     overwrite
@@ -64,23 +72,49 @@ def resolve_slide(
         ``no-patch-results``, ``vendor-cells-missing``, or what the store says.
     """
     store = Store(raw)
-    method = settings["segmentation"]
+    method = method or settings["segmentation"]
     record = Record("resolve", store.name, settings.of_stage("resolve"))
+    results = list(patch_results)
+    if not results and method != "vendor":
+        results = _results_in(store, method)
+    if results and all(path.is_dir() for path in results):
+        return _resolve_transcripts(store, results, settings, record, output, overwrite)
     if method == "vendor":
         found = _vendor_cells(store, settings)
         facts: dict[str, Any] = {"method": "vendor", "n_cut": 0, "conflict_rate": 0.0, "patches": []}
     else:
-        found, facts = _from_patches(store, patch_results or _results_in(store, method), settings)
-    record.facts.update(facts)
+        found, facts = _from_patches(store, results, settings)
     shapes = _number(store.name, found)
-    record.facts["n_cells"] = len(shapes["cell_boundaries"])
-    counts = "".join(f", {facts[key]} {what}" for key, what in _COUNTS.items() if facts.get(key))
-    LOG.info("%s: %d cells%s", store.name, len(shapes["cell_boundaries"]), counts)
+    _tell(store.name, record, facts, len(shapes["cell_boundaries"]))
 
     with result_of(store, output, overwrite=overwrite) as delta:
         for name, table in sorted(shapes.items()):
             write_shapes(delta.new_element("shapes", name), table)
         delta.add_record(record.finish())
+    return output or store.path
+
+
+def _tell(sample: str, record: Record, facts: dict[str, Any], n_cells: int) -> None:
+    record.facts.update(facts, n_cells=n_cells)
+    counts = "".join(f", {facts[key]} {what}" for key, what in _COUNTS.items() if facts.get(key))
+    LOG.info("%s: %d cells%s", sample, n_cells, counts)
+
+
+def _resolve_transcripts(
+    store: Store, results: Sequence[Path], settings: Settings, record: Record, output: Path | None, overwrite: bool
+) -> Path:
+    from cellquilt.resolve.transcripts import resolve_molecules
+
+    frame = _image_frame(store)[0] if store.names("images") else None
+    with tempfile.TemporaryDirectory() as scratch:
+        found = resolve_molecules(store, results, frame, settings, Path(scratch))
+        shapes = _number(store.name, {"cell_boundaries": found.cells})
+        _tell(store.name, record, found.facts, len(found.cells))
+        with result_of(store, output, overwrite=overwrite) as delta:
+            element = delta.new_element("shapes", "cell_boundaries")
+            write_shapes(element, shapes["cell_boundaries"])
+            found.put_beside(element)
+            delta.add_record(record.finish())
     return output or store.path
 
 
@@ -92,7 +126,8 @@ def _image_frame(store: Store) -> tuple[dict[str, Affine], tuple[int, int]]:
 
 
 def _results_in(store: Store, method: str) -> list[Path]:
-    files = sorted((store.path / PATCH_RESULTS / method).glob("*.parquet"))
+    kind = "*.result" if method in TRANSCRIPT_METHODS else "*.parquet"
+    files = sorted((store.path / PATCH_RESULTS / method).glob(kind))
     if not files:
         raise CellquiltError(
             "no-patch-results",

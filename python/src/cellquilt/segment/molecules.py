@@ -195,22 +195,55 @@ def _write_transcripts(path: Path, tables: Iterable[pa.Table]) -> None:
 
 
 @dataclass(frozen=True)
-class _Transcripts:
-    """The transcripts of several results, file by file, read anew whenever they are iterated over."""
+class TranscriptFiles:
+    """The transcripts of several results, file by file, read anew whenever they are asked for.
+
+    Attributes
+    ----------
+    files
+        Their ``transcripts.parquet``.
+    batch_rows
+        At most so many rows at a time.
+    """
 
     files: tuple[Path, ...]
     batch_rows: int = 1_000_000
 
+    @property
+    def n_rows(self) -> int:
+        """Rows of all files."""
+        return sum(pq.read_metadata(path).num_rows for path in self.files)
+
     def __iter__(self) -> Iterator[pa.Table]:
+        return self._read(None)
+
+    def among(self, ids: np.ndarray) -> Iterator[pa.Table]:
+        """The rows of certain transcripts, (n,) uint64 ascending; parts of files that cannot hold any are not read."""
+        for table in self._read((int(ids[0]), int(ids[-1]))) if len(ids) else ():
+            wanted = table.column("transcript_id").to_numpy()
+            place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+            found = ids[place] == wanted
+            if found.any():
+                yield table if found.all() else table.filter(pa.array(found))
+
+    def _read(self, span: tuple[int, int] | None) -> Iterator[pa.Table]:
         for path in self.files:
             try:
                 with pq.ParquetFile(path) as file:
                     fields = [*TRANSCRIPT_SCHEMA, *([CONFIDENCE] if CONFIDENCE.name in file.schema_arrow.names else [])]
                     schema = pa.schema(fields)
-                    for batch in file.iter_batches(batch_size=self.batch_rows, columns=schema.names):
+                    groups = [k for k in range(file.num_row_groups) if span is None or _meets(file, k, *span)]
+                    for batch in file.iter_batches(self.batch_rows, groups, schema.names) if groups else ():
                         yield pa.Table.from_batches([batch]).cast(schema)
             except (OSError, ValueError, KeyError, pa.ArrowException) as error:
                 raise _invalid(path, f"cannot be read: {error}") from error
+
+
+def _meets(file: pq.ParquetFile, group: int, low: int, high: int) -> bool:
+    """Whether a row group may hold transcripts from `low` to `high`."""
+    place = file.schema_arrow.get_field_index("transcript_id")
+    statistics = file.metadata.row_group(group).column(place).statistics
+    return statistics is None or not statistics.has_min_max or (statistics.min <= high and statistics.max >= low)
 
 
 def read_results(folders: Sequence[Path | str]) -> MoleculeResult:
@@ -260,7 +293,7 @@ def read_results(folders: Sequence[Path | str]) -> MoleculeResult:
         patches,
         geometry[order],
         {name: values[order] for name, values in cells.items()},
-        _Transcripts(tuple(part.folder / TRANSCRIPTS for part in parts)),
+        TranscriptFiles(tuple(part.folder / TRANSCRIPTS for part in parts)),
         pa.concat_tables(expected).unify_dictionaries() if expected else None,
         {"tasks": tasks},
     )

@@ -1,0 +1,334 @@
+"""Cells of transcript-based methods from overlapping patches, and the one cell of every transcript.
+
+Cells are chosen by the rules of `resolve.choose`. Every transcript is then assigned anew, once:
+
+1. a cell that is kept keeps its own transcripts;
+2. a transcript that several kept cells claim goes to the one whose patch sees it deepest, that is, furthest from what
+   the patch did not see;
+3. a transcript of a copy that was dropped, which no kept cell claims, goes to the copy's winner if it lies inside its
+   outline;
+4. all others are in no cell.
+
+Nothing here depends on the order of patches, files or rows.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import pyarrow as pa
+import shapely
+from numpy.typing import NDArray
+
+from cellquilt.core.assignment import ASSIGNMENT, EXPECTED, EXPECTED_SCHEMA, NO_CELL, NOT_SEGMENTED, AssignmentWriter
+from cellquilt.core.errors import CellquiltError
+from cellquilt.core.log import progress
+from cellquilt.core.parquet import ParquetWriter, arrow_array
+from cellquilt.core.points import count_points, floats, iter_points, points_columns, points_transforms
+from cellquilt.core.settings import Settings
+from cellquilt.core.shapes import ShapesTable
+from cellquilt.core.store import Store
+from cellquilt.core.transforms import GLOBAL, MICRONS, Affine, apply
+from cellquilt.geometry.locate import PolygonIndex
+from cellquilt.geometry.polygons import Rings
+from cellquilt.patches.transcripts import POINTS, usable
+from cellquilt.resolve.choose import Resolution, Windows, raster_order, resolve_cells
+from cellquilt.segment.molecules import CELL_COLUMNS, MoleculeResult, TranscriptFiles, read_results, window_bounds
+
+#: Width of the squares (µm) by which an overlap of two outlines is shared out.
+_STEP_UM = 0.5
+#: Bytes that a transcript takes while it is assigned.
+_BYTES_A_TRANSCRIPT = 200
+_RATIO_BINS = 20
+
+
+@dataclass
+class ResolvedMolecules:
+    """What `resolve_molecules` decided.
+
+    Attributes
+    ----------
+    cells
+        Outlines in pixels of the main image, in raster order, not yet numbered; columns ``patch, merged, cut,
+        prior_cell, n_transcripts`` and the method's own.
+    facts
+        Numbers for the record.
+    files
+        What belongs into the folder of the shapes element; see `core.assignment`.
+    """
+
+    cells: ShapesTable
+    facts: dict[str, Any]
+    files: list[Path]
+
+    def put_beside(self, element: Path) -> None:
+        """Move the files into the shapes element's folder."""
+        for file in self.files:
+            shutil.move(file, element / file.name)
+
+
+def resolve_molecules(
+    store: Store, folders: Sequence[Path], frame: dict[str, Affine] | None, settings: Settings, scratch: Path
+) -> ResolvedMolecules:
+    """Put the results of a transcript-based method together.
+
+    Parameters
+    ----------
+    store
+        The slide.
+    folders
+        The tasks' results, in any order.
+    frame
+        The main image's transforms; None where there is no image.
+    settings
+        Groups ``resolve`` and ``resources``.
+    scratch
+        Folder for the files.
+
+    Raises
+    ------
+    CellquiltError
+        ``molecule-result-invalid`` if the results are damaged or of another slide, and what the store says.
+    """
+    result = read_results(folders)
+    points = store.element("points", POINTS)
+    to_global = points_transforms(points)[GLOBAL]
+    resolution = resolve_cells(
+        result.geometry,
+        result.cells["patch"],
+        result.cells["cut"],
+        result.cells["depth_um"],
+        threshold=settings["resolve_threshold"],
+        rule=settings["resolve_rule"],
+        step=_STEP_UM,
+        windows=Windows(*window_bounds([patch for patch in result.patches if patch.get("error") is None])),
+    )
+    geometry = np.asarray(shapely.transform(resolution.geometry, lambda xy: apply(to_global, xy)), dtype=object)
+    order = raster_order(geometry)
+    claims = _Claims(result, resolution, order)
+    paths = [scratch / ASSIGNMENT]
+    counts, n_transcripts = _assign(claims, points, paths[0], settings)
+    if result.expected is not None:
+        paths.append(scratch / EXPECTED)
+        _write_expected(paths[1], claims, n_transcripts)
+    source = resolution.source[order]
+    columns = {
+        "patch": result.cells["patch"][source],
+        "merged": resolution.merged[order],
+        "cut": resolution.cut[order],
+        "prior_cell": result.cells["prior_cell"][source],
+        "n_transcripts": n_transcripts.astype(np.int32),
+        **{name: result.cells[name][source] for name in result.cells if name not in (*CELL_COLUMNS, "cut", "depth_um")},
+    }
+    if frame is None:
+        to_um = points_transforms(points).get(MICRONS, np.eye(3))
+        frame = {GLOBAL: np.eye(3), MICRONS: to_um @ np.linalg.inv(to_global)}
+    cells = ShapesTable(np.arange(len(order)).astype(str), geometry[order], columns, frame)
+    ratios, _ = np.histogram(resolution.overlap_ratios, bins=_RATIO_BINS, range=(0.0, 1.0))
+    facts = {
+        "method": result.method,
+        "n_segmented": len(result.geometry),
+        "n_conflicts": resolution.n_conflicts,
+        "conflict_rate": resolution.conflict_rate,
+        "n_cut": resolution.n_cut,
+        "n_merged": resolution.n_merged,
+        "n_fragments": resolution.n_fragments,
+        "n_vanished": resolution.n_vanished,
+        "overlap_ratio_histogram": ratios.tolist(),
+        "patches": [_in_pixels(patch, to_global) for patch in result.patches],
+        "tasks": result.record["tasks"],
+        **counts,
+    }
+    return ResolvedMolecules(cells, facts, paths)
+
+
+def _in_pixels(patch: dict[str, Any], to_global: Affine) -> dict[str, Any]:
+    """A patch's record as those of image-based methods are: its window in pixels of the main image."""
+    corners = apply(to_global, np.array([[patch["x0"], patch["y0"]], [patch["x1"], patch["y1"]]]))
+    (x0, y0), (x1, y1) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
+    return {**{name: value for name, value in patch.items() if name != "core"}, "x0": x0, "y0": y0, "x1": x1, "y1": y1}
+
+
+class _Claims:
+    """Which copy claims a transcript, and what became of the copy.
+
+    Attributes
+    ----------
+    files
+        The transcripts with their patch and label.
+    cell_of_copy
+        (n_copies,) int64 row of the cell that each copy is or is merged into; -1 if it was dropped.
+    cells
+        Index of the cells' outlines, in µm.
+    rank
+        (n_cells,) int64: of cells that see a transcript equally deep the one with the lower rank gets it.
+    """
+
+    def __init__(self, result: MoleculeResult, resolution: Resolution, order: NDArray[np.int64]) -> None:
+        assert isinstance(result.transcripts, TranscriptFiles)
+        self.result, self.files = result, result.transcripts
+        place = np.empty(len(order) + 1, dtype=np.int64)
+        place[order], place[-1] = np.arange(len(order)), -1
+        self.cell_of_copy = place[resolution.member]
+        self.cells = PolygonIndex(Rings.from_shapely(resolution.geometry[order]))
+        source = resolution.source[order]
+        best_first = np.lexsort((-result.cells["depth_um"][source], resolution.cut[order]))
+        self.rank = np.empty(len(order), dtype=np.int64)
+        self.rank[best_first] = np.arange(len(order))
+        self.patches, self.windows = window_bounds(result.patches)
+        self._keys = _key(result.cells["patch"], result.cells["label"])
+        a, b = resolution.pairs.T
+        loser, winner = np.concatenate([a, b]), np.concatenate([b, a])
+        lost = (self.cell_of_copy[loser] < 0) & (self.cell_of_copy[winner] >= 0)
+        self._n_cells = max(len(order), 1)
+        self._lost = np.unique(loser[lost] * self._n_cells + self.cell_of_copy[winner[lost]])
+
+    def copy_of(self, patch: NDArray[np.integer], label: NDArray[np.integer]) -> NDArray[np.int64]:
+        """(n,) int64 position of the copy of each (patch, label), -1 where there is none."""
+        key = _key(patch, label)
+        at = np.searchsorted(self._keys, key)
+        found = at < self._keys.size
+        found[found] = self._keys[at[found]] == key[found]
+        return np.where(found, at, -1)
+
+    def lost_to(self, copy: NDArray[np.int64], cell: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(n,) bool: whether a copy was dropped because of a cell."""
+        key = copy * self._n_cells + cell
+        at = np.searchsorted(self._lost, key)
+        found = (cell >= 0) & (at < self._lost.size)
+        found[found] = self._lost[at[found]] == key[found]
+        return found
+
+
+def _key(patch: NDArray[np.integer], label: NDArray[np.integer]) -> NDArray[np.int64]:
+    return (np.asarray(patch, dtype=np.int64) << 32) | np.asarray(label, dtype=np.int64)
+
+
+def _assign(
+    claims: _Claims, points: Path, output: Path, settings: Settings
+) -> tuple[dict[str, int], NDArray[np.int64]]:
+    """Write the cell of every transcript; returns what happened to how many, and the transcripts of each cell."""
+    rows = max(settings["memory_mb"] * 1_000_000 // (4 * _BYTES_A_TRANSCRIPT), 10_000)
+    there = points_columns(points)
+    columns = [name for name in ("transcript_id", "x", "y", "z", "is_control", "passes_qv") if name in there]
+    n_cells = len(claims.rank)
+    n_transcripts = np.zeros(n_cells, dtype=np.int64)
+    names = ("n_assigned_molecules", "n_contested", "n_taken_over", "n_not_segmented", "n_claims")
+    totals = dict.fromkeys(names, 0)
+    with AssignmentWriter(output) as writer:
+        for batch in progress(iter_points(points, columns, rows), "transcripts", max(count_points(points) // rows, 1)):
+            ids = batch.column("transcript_id").to_numpy().astype(np.uint64)
+            cell, numbers = _assign_batch(claims, ids, floats(batch, "x"), floats(batch, "y"), settings["threads"])
+            given = usable(batch) == 0
+            numbers["n_not_segmented"] = int((given & (cell == NOT_SEGMENTED)).sum())
+            cell = np.where(given, np.maximum(cell, NO_CELL), NOT_SEGMENTED)
+            numbers["n_assigned_molecules"] = int((cell >= 0).sum())
+            n_transcripts += np.bincount(cell[cell >= 0], minlength=n_cells)
+            writer.write(ids, cell)
+            for name, number in numbers.items():
+                totals[name] += number
+    if totals.pop("n_claims") != claims.files.n_rows:
+        raise CellquiltError(
+            "molecule-result-invalid",
+            f"the results are about transcripts that {points} does not have",
+            "resolve them with the slide that they were made from",
+        )
+    return totals, n_transcripts
+
+
+def _assign_batch(
+    claims: _Claims, ids: NDArray[np.uint64], x: NDArray[np.float64], y: NDArray[np.float64], threads: int
+) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """Row of each transcript's cell, `NO_CELL`, or `NOT_SEGMENTED` where no patch has it."""
+    order = np.argsort(ids, kind="stable")
+    ordered = ids[order]
+    cell = np.full(len(ids), NOT_SEGMENTED, dtype=np.int64)
+    depth = np.full(len(ids), -np.inf)
+    contested = np.zeros(len(ids), dtype=np.bool_)
+    left: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    n_claims = 0
+    for table in claims.files.among(ordered):
+        row = order[np.searchsorted(ordered, table.column("transcript_id").to_numpy())]
+        patch = table.column("patch").to_numpy()
+        copy = claims.copy_of(patch, table.column("label").to_numpy())
+        owner = np.append(claims.cell_of_copy, -1)[copy]
+        window = claims.windows[np.searchsorted(claims.patches, patch)]
+        _claim(row, owner, window, x, y, claims.rank, cell, depth, contested)
+        dropped = (copy >= 0) & (owner < 0)
+        left.append((row[dropped], copy[dropped]))
+        n_claims += table.num_rows
+    taken = 0
+    if left:
+        row, copy = (np.concatenate(parts) for parts in zip(*left, strict=True))
+        free = cell[row] == NO_CELL
+        row, copy = row[free], copy[free]
+        inside = claims.cells.locate_columns(x[row], y[row], threads=threads)
+        won = claims.lost_to(copy, inside)
+        cell[row[won]] = inside[won]
+        taken = np.unique(row[won]).size
+    return cell, {"n_contested": int(contested.sum()), "n_taken_over": taken, "n_claims": n_claims}
+
+
+@numba.njit(cache=True, nogil=True)
+def _claim(row, owner, window, x, y, rank, cell, depth, contested):
+    """Let the owners of some claims have their transcripts, where they see them deeper than those that have them."""
+    for k in range(row.size):
+        i, new = row[k], owner[k]
+        if new < 0:
+            cell[i] = max(cell[i], -1)  # a patch had it, whatever it made of it
+            continue
+        w = window[k]
+        deep = min(min(x[i] - w[0], y[i] - w[1]), min(w[2] - x[i], w[3] - y[i]))
+        old = cell[i]
+        if old >= 0 and old != new:
+            contested[i] = True
+        if old < 0 or deep > depth[i] or (deep == depth[i] and rank[new] < rank[old]):
+            cell[i], depth[i] = new, deep
+
+
+def _write_expected(path: Path, claims: _Claims, n_transcripts: NDArray[np.int64]) -> None:
+    """Expected counts of the cells that are left.
+
+    Copies that are merged saw part of the cell's transcripts twice: their sum is scaled to what the cell has.
+    """
+    from scipy.sparse import coo_matrix
+
+    result = claims.result
+    table = result.expected
+    assert table is not None
+    table = table.combine_chunks()
+    copy = claims.copy_of(table.column("patch").to_numpy(), table.column("label").to_numpy())
+    cell = np.append(claims.cell_of_copy, -1)[copy]
+    gene = table.column("gene").combine_chunks()
+    gene = gene.chunk(0) if isinstance(gene, pa.ChunkedArray) else gene
+    names = np.array(gene.dictionary.to_pylist(), dtype=object)
+    by_name = np.argsort(names, kind="stable")
+    column = np.argsort(by_name)[gene.indices.to_numpy()] if len(gene) else np.zeros(0, dtype=np.int64)
+    value = table.column("value").to_numpy().astype(np.float64)
+    kept = cell >= 0
+    n_cells = len(n_transcripts)
+    copies = claims.cell_of_copy >= 0
+    owner = claims.cell_of_copy[copies]
+    seen = np.bincount(owner, minlength=n_cells)
+    total = np.bincount(owner, result.cells["n_transcripts"][copies], minlength=n_cells)
+    factor = np.where((seen > 1) & (total > 0), n_transcripts / np.maximum(total, 1), 1.0)
+    matrix = coo_matrix((value[kept], (cell[kept], column[kept])), shape=(n_cells, max(len(names), 1))).tocsr()
+    matrix.sort_indices()
+    row = np.repeat(np.arange(n_cells), np.diff(matrix.indptr))
+    genes = pa.DictionaryArray.from_arrays(
+        pa.array(matrix.indices.astype(np.int32)), pa.array(names[by_name].tolist(), pa.string())
+    )
+    values = arrow_array((matrix.data * factor[row]).astype(np.float32))
+    writer = ParquetWriter(path, EXPECTED_SCHEMA, compression="zstd")
+    try:
+        writer.write_table(
+            pa.Table.from_arrays([arrow_array(row.astype(np.int32)), genes, values], EXPECTED_SCHEMA.names)
+        )
+        writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
