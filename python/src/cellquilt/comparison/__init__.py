@@ -1,0 +1,1 @@
+"""Segmentations of one slide, measured and compared."""
