@@ -1,6 +1,5 @@
 """The report of a sample: one HTML page that holds all it shows."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from cellquilt.report import pictures, plots
 from cellquilt.report.borders import inner_sides
 from cellquilt.report.cells import Cells, read_cells
 from cellquilt.report.gather import Dots, Maps, extent_px, make_maps, thinned
+from cellquilt.report.html import embedded, environment
 from cellquilt.report.pictures import Shown
 from cellquilt.report.plots import number, percent
 from cellquilt.report.provenance import differs, provenance
@@ -55,17 +55,6 @@ def render(view: View, qc: Mapping[str, Any], accuracy: Mapping[str, Any] | None
     str
         HTML without any outside resource, absolute path, user or host.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=PackageLoader("cellquilt.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "percent": percent, "svg": Markup}
     cells = read_cells(view)
     context = {
         "sample": view.sample,
@@ -89,9 +78,9 @@ def render(view: View, qc: Mapping[str, Any], accuracy: Mapping[str, Any] | None
         "made": provenance(view.records, view.sample),
         "engine": _engine(view),
         "libraries": _libraries(qc["versions"]),
-        "data": _embedded({"qc": qc, "accuracy": accuracy}),
+        "data": embedded({"qc": qc, "accuracy": accuracy}),
     }
-    return environment.get_template("report.html.j2").render(context)
+    return environment().get_template("report.html.j2").render(context)
 
 
 def _libraries(versions: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str]]:
@@ -103,14 +92,6 @@ def _libraries(versions: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str
                 found[package].append(version)
     found.pop("cellquilt", None)  # has a row of its own
     return [(package, ", ".join(several)) for package, several in sorted(found.items())]
-
-
-def _embedded(data: Mapping[str, Any]) -> Any:
-    """JSON that may stand inside a script element."""
-    from markupsafe import Markup
-
-    text = json.dumps(data, sort_keys=True, ensure_ascii=False)
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def _key_numbers(qc: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -236,6 +236,225 @@ def border_profile(rings: Sequence[dict]) -> str:
     return _svg(parts, "Density of cells by distance to the nearest patch border")
 
 
+def _short(name: str, most: int = 16) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """A range with room on either side, that does not leave zero without need."""
+    low, high = min(values), max(values)
+    room = 0.18 * (high - low) or 0.1 * abs(high) or 0.1
+    return (max(low - room, 0.0) if low >= 0 else low - room), high + room
+
+
+def scatter(
+    names: Sequence[str],
+    x: Sequence[float | None],
+    y: Sequence[float | None],
+    x_title: str,
+    y_title: str,
+    *,
+    percent_x: bool = False,
+    percent_y: bool = False,
+) -> str:
+    """A named dot for everything of which both numbers are known.
+
+    Parameters
+    ----------
+    names, x, y
+        What to draw.
+    x_title, y_title
+        Names of the numbers.
+    percent_x, percent_y
+        Whether they are shares.
+
+    Returns
+    -------
+    str
+        SVG; empty if there is nothing to draw.
+    """
+    known = [(name, a, b) for name, a, b in zip(names, x, y, strict=True) if a is not None and b is not None]
+    if not known:
+        return ""
+    (x0, x1), (y0, y1) = (_range([entry[k] for entry in known]) for k in (1, 2))  # type: ignore[misc]
+    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+
+    def across(value: float) -> float:
+        return _LEFT + (right - _LEFT) * (value - x0) / (x1 - x0)
+
+    def up(value: float) -> float:
+        return bottom - (bottom - _TOP - 6) * (value - y0) / (y1 - y0)
+
+    def shown(value: float, as_percent: bool) -> str:
+        return f"{100 * value:g}%" if as_percent else number(value)
+
+    parts = []
+    for value in ticks(y0, y1, 4):
+        parts.append(f'<line class="gl" x1="{_LEFT}" x2="{right}" y1="{up(value):.1f}" y2="{up(value):.1f}"/>')
+        text = shown(value, percent_y)
+        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{up(value) + 3.5:.1f}" text-anchor="end">{text}</text>')
+    parts.append(f'<text class="title" x="4" y="9">{escape(y_title)}</text>')
+    marks = ticks(x0, x1)
+    parts += _x_axis([shown(mark, percent_x) for mark in marks], [across(mark) for mark in marks], x_title)
+    dots = [(across(a), up(b)) for _, a, b in known]
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in dots]
+    for (name, a, b), (place_x, place_y) in zip(known, dots, strict=True):
+        tip = f"{name}: {x_title} {shown(a, percent_x)}, {y_title} {shown(b, percent_y)}"
+        centre = f'cx="{place_x:.1f}" cy="{place_y:.1f}"'
+        parts.append(f'<circle class="dot-mark" {centre} r="4.5"><title>{escape(tip)}</title></circle>')
+        text = _short(name)
+        at_x, at_y, anchor = _label_place(place_x, place_y, text, taken)
+        parts.append(f'<text class="name" x="{at_x:.1f}" y="{at_y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
+    return _svg(parts, f"{y_title} against {x_title} of {', '.join(names)}")
+
+
+def _label_place(
+    x: float, y: float, text: str, taken: list[tuple[float, float, float, float]]
+) -> tuple[float, float, str]:
+    """Where a dot's label goes (x, y, anchor): the first free place around the dot; it is noted as taken."""
+    width = 6.0 * len(text)
+    starts = {"start": 0.0, "middle": -width / 2, "end": -width}
+    beside = [(9, 4, "start"), (-9, 4, "end"), (0, -9, "middle"), (0, 16, "middle")]
+    corners = [(7, -8, "start"), (-7, -8, "end"), (7, 16, "start"), (-7, 16, "end")]
+    found = None
+    for dx, dy, anchor in (*beside, *corners):
+        left, top = x + dx + starts[anchor], y + dy - 9
+        box = (left, top, left + width, top + 11)
+        free = all(box[2] < o[0] or o[2] < box[0] or box[3] < o[1] or o[3] < box[1] for o in taken)
+        inside = box[0] >= _LEFT - 2 and box[2] <= _WIDTH and box[1] >= _TOP and box[3] <= _HEIGHT - _BOTTOM
+        if found is None or (free and inside):
+            found = (x + dx, y + dy, anchor), box
+        if free and inside:
+            break
+    assert found is not None
+    taken.append(found[1])
+    return found[0]
+
+
+def matrix(names: Sequence[str], values: np.ndarray, title: str) -> str:
+    """Numbers in 0..1 between all pairs, the stronger the colour the higher.
+
+    Parameters
+    ----------
+    names
+        n of them.
+    values
+        (n, n) float64; NaN is not drawn. The diagonal is left out.
+    title
+        Name of the numbers.
+
+    Returns
+    -------
+    str
+        SVG; empty for fewer than two names.
+    """
+    n = len(names)
+    if n < 2 or not np.isfinite(values[~np.eye(n, dtype=bool)]).any():
+        return ""
+    texts = [_short(name) for name in names]
+    left = 16 + 6.0 * max(map(len, texts))
+    size = min(46.0, (_WIDTH - left - 30) / n)
+    top = 26 + 4.6 * max(map(len, texts))
+    parts = [f'<text class="title" x="4" y="9">{escape(title)}</text>']
+    for k, text in enumerate(texts):
+        middle = (k + 0.5) * size
+        x, y = left + middle - 2, top - 6
+        parts.append(
+            f'<text class="name" x="{left - 8:.1f}" y="{top + middle + 4:.1f}" text-anchor="end">{escape(text)}</text>'
+        )
+        parts.append(f'<text class="name" transform="translate({x:.1f} {y:.1f}) rotate(-42)">{escape(text)}</text>')
+    for i, j in itertools.product(range(n), repeat=2):
+        value = float(values[i, j]) if i != j else math.nan
+        x, y = left + j * size, top + i * size
+        parts += _heat(x, y, size, value, f"{names[i]} and {names[j]}: {value:.3f}")
+    return _svg(parts, f"{title}, for {n} methods", _WIDTH, math.ceil(top + n * size + 8))
+
+
+def _heat(x: float, y: float, size: float, value: float, tip: str) -> list[str]:
+    """A square with its number."""
+    box = f'x="{x + 1:.1f}" y="{y + 1:.1f}" width="{size - 2:.1f}" height="{size - 2:.1f}" rx="2"'
+    if not math.isfinite(value):
+        return [f'<rect class="heat-none" {box}/>']
+    strength = min(max(value, 0.0), 1.0)
+    opacity = f'fill-opacity="{0.06 + 0.94 * strength:.3f}"'
+    kind = "heat-text strong" if strength > 0.62 else "heat-text"
+    place = f'x="{x + size / 2:.1f}" y="{y + size / 2 + 4:.1f}"'
+    return [
+        f'<rect class="heat-ground" {box}/>',
+        f'<rect class="heat" {box} {opacity}><title>{escape(tip)}</title></rect>',
+        f'<text class="{kind}" {place} text-anchor="middle">{value:.2f}</text>',
+    ]
+
+
+def ridges(
+    names: Sequence[str], counts: np.ndarray, edges: np.ndarray, medians: Sequence[float | None], title: str
+) -> str:
+    """Distributions one below the other on one logarithmic axis, each with its median.
+
+    Parameters
+    ----------
+    names
+        n of them.
+    counts
+        (n, b) how many fall into each bin.
+    edges
+        (b + 1,) edges of the bins, above 0, of equal width in the logarithm.
+    medians
+        n numbers, None where there is nothing.
+    title
+        Name of the number, with its unit.
+
+    Returns
+    -------
+    str
+        SVG; empty if there is nothing to draw.
+    """
+    if not counts.size or not counts.sum():
+        return ""
+    texts = [_short(name) for name in names]
+    left, right = 16 + 6.0 * max(map(len, texts)), _WIDTH - _RIGHT
+    step, top = 34.0, 18.0
+    height = math.ceil(top + step * len(names) + _BOTTOM)
+    low, high = math.log10(edges[0]), math.log10(edges[-1])
+
+    def across(value: float) -> float:
+        return left + (right - left) * (math.log10(value) - low) / (high - low)
+
+    bottom = height - _BOTTOM
+    parts = [f'<line class="axis" x1="{left:.1f}" x2="{right}" y1="{bottom}" y2="{bottom}"/>']
+    for power in range(math.floor(low), math.ceil(high) + 1):
+        for digit in (1, 2, 5):
+            value = digit * 10.0**power
+            if edges[0] <= value <= edges[-1]:
+                x = across(value)
+                parts.append(f'<line class="gl" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>')
+                parts.append(
+                    f'<text class="tick" x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{number(value)}</text>'
+                )
+    middle = (left + right) / 2
+    parts.append(f'<text class="title" x="{middle:.1f}" y="{height - 6}" text-anchor="middle">{escape(title)}</text>')
+    place = np.linspace(left, right, counts.shape[1] + 1)
+    centre = (place[:-1] + place[1:]) / 2
+    for k, (text, row, median) in enumerate(zip(texts, counts, medians, strict=True)):
+        base = top + (k + 1) * step
+        parts.append(
+            f'<text class="name" x="{left - 8:.1f}" y="{base - 6:.1f}" text-anchor="end">{escape(text)}</text>'
+        )
+        if not row.sum() or median is None:
+            continue
+        # Every distribution fills its own row: cells are many or few, shapes compare.
+        levels = base - (step - 5) * row / row.max()
+        line = "L".join(f"{x:.1f} {y:.1f}" for x, y in zip(centre.tolist(), levels.tolist(), strict=True))
+        tip = f"{names[k]}: {int(row.sum()):,} cells, median {number(median)}"
+        path = f"M{left:.1f} {base:.1f}L{line}L{right} {base:.1f}z"
+        parts.append(f'<path class="ridge" d="{path}"><title>{escape(tip)}</title></path>')
+        x = across(min(max(median, edges[0]), edges[-1]))
+        parts.append(
+            f'<line class="ridge-median" x1="{x:.1f}" x2="{x:.1f}" y1="{base - step + 8:.1f}" y2="{base:.1f}"/>'
+        )
+    return _svg(parts, f"Distribution of {title} of {', '.join(names)}", _WIDTH, height)
+
+
 def colour_bar(low: float, high: float, unit: str, stops: np.ndarray) -> str:
     """The key of a map: colours from `low` to `high`."""
     colours = "".join(
