@@ -123,3 +123,13 @@ def test_channels_have_their_own_values():
     both = ArrayImage(np.stack([image, image // 4]), ["DAPI", "RNA"], 0.5)
     normalization = estimate_normalization(both, ["RNA", "DAPI"])
     assert normalization.high[1].mean() > 3 * normalization.high[0].mean()
+
+
+@pytest.mark.parametrize("mode", ["field", "global"])
+@pytest.mark.parametrize("side", [40, 130])
+def test_one_noiseless_object_is_enough(side, mode):
+    image = np.zeros((side, side), dtype=np.uint16)
+    image[10:25, 12:30] = 1000
+    values, _ = flattened(image, mode=mode)
+    assert values[image > 0].mean() > 0.5
+    assert abs(values[image == 0].mean()) < 0.1

@@ -361,11 +361,12 @@ def _within_tissue(
     again (one-sided trimming, scale from the median absolute residual) takes a few rounds.
     """
     kept = np.ones(len(level), dtype=bool)
+    least = max(noise, 1e-6 * float(np.abs(level).max()))  # where all blocks are alike, rounding makes no outlier
     for _ in range(_TRIM_ROUNDS):
         (smooth,) = _local_linear(level[None, kept], centre[kept], parts, spacing, sigma_px)
         residual = level - _bilinear(smooth, centre / spacing)
         scale = 1.4826 * float(np.median(np.abs(residual[kept] - np.median(residual[kept]))))
-        kept = residual > -max(_TRIM * scale, noise)
+        kept = residual > -max(_TRIM * scale, least)
     return kept
 
 
