@@ -12,7 +12,7 @@ import pyarrow as pa
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import LOG, progress
 from cellquilt.patches.transcripts import TranscriptBundle
-from cellquilt.segment.molecules import CELL_COLUMNS, EXPECTED_SCHEMA, MoleculeResult
+from cellquilt.segment.molecules import BORDER_COLUMNS, CELL_COLUMNS, EXPECTED_SCHEMA, MoleculeResult
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,12 @@ class _Chained:
 def _joined(method: str, patches: list[dict[str, Any]], found: list[tuple[int, PatchCells]]) -> MoleculeResult:
     parts = [{**cells.columns, "patch": np.full(len(cells.geometry), index)} for index, cells in found]
     names = {name: np.empty(0, kind) for name, kind in CELL_COLUMNS.items()}
-    names |= {name: np.empty(0, np.float32) for part in parts for name in part if name not in CELL_COLUMNS}
-    columns = {name: np.concatenate([first, *(_column(part, name) for part in parts)]) for name, first in names.items()}
+    others = dict.fromkeys(name for part in parts for name in part if name not in CELL_COLUMNS)
+    names |= {name: np.empty(0, BORDER_COLUMNS.get(name, np.float32)) for name in others}
+    columns = {
+        name: np.concatenate([first, *(_column(part, name) for part in parts)]).astype(first.dtype)
+        for name, first in names.items()
+    }
     geometry = np.concatenate([np.empty(0, object), *(cells.geometry for _, cells in found)])
     expected = [cells.expected.cast(EXPECTED_SCHEMA) for _, cells in found if cells.expected is not None]
     return MoleculeResult(
