@@ -5,7 +5,7 @@ PYTEST := $(CORE)/python -m pytest
 CODE   := python/src tests bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test test-fast bench lint format generate clean
+.PHONY: help setup demo run test test-fast check-baysor bench lint format generate clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,9 @@ test: setup lint ## What CI runs: lint, types, layers, all tests
 
 test-fast: setup ## Tests that take under two minutes together
 	$(PYTEST) -m "not bench and not slow" tests $(ARGS)
+
+check-baysor: setup ## Baysor's contract against a real one: on PATH, or through Julia in the environment of PYTHON=/path/to/python
+	CELLQUILT_REAL_BAYSOR=1 $(or $(PYTHON),$(CORE)/python) -m pytest -rs tests/contract/test_baysor.py $(ARGS)
 
 bench: setup ## Benchmarks, side by side with Sopa: make bench PEER=/path/to/python ARGS="--cases 'resolve-*'"
 	$(CORE)/python tests/benchmarks/compare.py $(if $(PEER),--peer $(PEER)) $(ARGS)

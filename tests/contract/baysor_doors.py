@@ -25,9 +25,7 @@ def _doors() -> list[str]:
         return ["executable 0.6.2", "executable 0.7.1", "julia 0.7.1"]
     doors = ["executable real"] if shutil.which("baysor") else []
     doors += ["julia real"] if find_spec("juliacall") else []
-    if not doors:
-        pytest.exit("no baysor on PATH, and no juliacall in this environment", returncode=2)
-    return doors
+    return doors or ["none"]
 
 
 @dataclass
@@ -78,6 +76,8 @@ class Door:
 def door(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Door:
     """Every way to Baysor that there is."""
     via, _, version = request.param.partition(" ")
+    if via == "none":
+        pytest.exit("no baysor on PATH, and no juliacall in this environment", returncode=2)
     door = Door(via, version, tmp_path)
     if not REAL:
         import fake_julia
