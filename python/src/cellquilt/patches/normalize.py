@@ -366,7 +366,7 @@ def _within_tissue(
         (smooth,) = _local_linear(level[None, kept], centre[kept], parts, spacing, sigma_px)
         residual = level - _bilinear(smooth, centre / spacing)
         scale = 1.4826 * float(np.median(np.abs(residual[kept] - np.median(residual[kept]))))
-        kept = residual > -max(_TRIM * scale, least)
+        kept = residual >= -max(_TRIM * scale, least)
     return kept
 
 
