@@ -13,6 +13,7 @@ _PUBLIC = {
     "Settings": "cellquilt.core.settings",
     "aggregate": "cellquilt.steps",
     "make_image_patches": "cellquilt.steps",
+    "make_transcript_patches": "cellquilt.steps",
     "simulate": "cellquilt.simulate",
 }
 _MODULES = ("io", "segmentation")
@@ -24,6 +25,7 @@ __all__ = [
     "aggregate",
     "io",
     "make_image_patches",
+    "make_transcript_patches",
     "segmentation",
     "simulate",
 ]
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from cellquilt.core.errors import CellquiltError
     from cellquilt.core.settings import Settings
     from cellquilt.simulate import simulate
-    from cellquilt.steps import aggregate, make_image_patches
+    from cellquilt.steps import aggregate, make_image_patches, make_transcript_patches
 
 
 def __getattr__(name: str) -> Any:

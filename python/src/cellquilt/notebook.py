@@ -49,6 +49,17 @@ def add_delta(sdata: "SpatialData", delta: Path) -> None:
                 getattr(sdata, kind).pop(name, None)
 
 
+def prior_store(sdata: "SpatialData", prior: str, folder: Path) -> Path | None:
+    """A store with the shapes that a user names as prior, where they are in the object but not in its store."""
+    import spatialdata
+
+    name = prior.removeprefix("shapes:")
+    if name not in sdata.shapes or Store(store_of(sdata)).has("shapes", name):
+        return None
+    spatialdata.SpatialData(shapes={name: sdata.shapes[name]}).write(folder / "prior.zarr")
+    return folder / "prior.zarr"
+
+
 @contextmanager
 def scratch() -> Iterator[Path]:
     """A folder for what a step hands to the next."""

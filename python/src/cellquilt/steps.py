@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from cellquilt.notebook import add_delta, keyword_settings, recall, remember, scratch, store_of
+from cellquilt.notebook import add_delta, keyword_settings, prior_store, recall, remember, scratch, store_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from spatialdata import SpatialData
 
 
@@ -55,6 +57,79 @@ def make_image_patches(
     )
     with scratch() as folder:
         patchify_image(store_of(sdata), settings=recall(sdata, given), output=folder / "patches.zarr")
+        add_delta(sdata, folder / "patches.zarr")
+    remember(sdata, given)
+
+
+def make_transcript_patches(
+    sdata: "SpatialData",
+    patch_width: float | None = None,
+    patch_overlap: float | None = None,
+    prior_shapes_key: str | None = None,
+    *,
+    transcripts_per_patch: int | None = None,
+    patch_width_um: float | None = None,
+    patch_overlap_um: float | None = None,
+    min_transcripts_per_patch: int | None = None,
+    patches_per_task: int | None = None,
+    prior: str | None = None,
+    prior_unassigned: "Sequence[str | int] | str | int | None" = None,
+    unassigned_value: "Sequence[str | int] | str | int | None" = None,
+    min_points_per_patch: int | None = None,
+) -> None:
+    """Cut the transcripts into overlapping patches: the shapes element ``transcripts_patches``.
+
+    Optional: a segmentation does it by itself, with the defaults. What is said here holds for later segmentations.
+
+    Parameters
+    ----------
+    sdata
+        The slide.
+    patch_width, patch_width_um
+        Width in µm; 0 or -1 makes one patch. Default: patches of about equal numbers of transcripts, or what the method
+        can hold.
+    patch_overlap, patch_overlap_um
+        Overlap in µm.
+    transcripts_per_patch
+        Most transcripts in a patch.
+    min_transcripts_per_patch, min_points_per_patch
+        Patches with fewer are sparse: joined to a neighbour where patches are of one width, and else named.
+    patches_per_task
+        Patches that are segmented in one go.
+    prior, prior_shapes_key
+        Where prior cells are from: ``auto``, ``none``, a shapes or labels element, a column of the transcripts, or the
+        path of a label image.
+    prior_unassigned, unassigned_value
+        Value or values of a column that mean that a transcript is in no cell.
+
+    Raises
+    ------
+    CellquiltError
+        ``prior-unknown`` and others if the patches cannot serve.
+    """
+    from cellquilt.segment.stages import patchify_transcripts
+
+    none = unassigned_value if prior_unassigned is None else prior_unassigned
+    if isinstance(none, str | int):
+        none = [none]
+    given = keyword_settings(
+        "transcripts",
+        {
+            "transcripts_per_patch": transcripts_per_patch,
+            "patch_width_um": patch_width if patch_width_um is None else patch_width_um,
+            "patch_overlap_um": patch_overlap if patch_overlap_um is None else patch_overlap_um,
+            "min_transcripts_per_patch": (
+                min_points_per_patch if min_transcripts_per_patch is None else min_transcripts_per_patch
+            ),
+            "patches_per_task": patches_per_task,
+            "prior": prior_shapes_key if prior is None else prior,
+            "prior_unassigned": None if none is None else [str(value) for value in none],
+        },
+    )
+    with scratch() as folder:
+        settings = recall(sdata, given)
+        cells = prior_store(sdata, settings["prior"], folder)
+        patchify_transcripts(store_of(sdata), settings=settings, cells=cells, output=folder / "patches.zarr")
         add_delta(sdata, folder / "patches.zarr")
     remember(sdata, given)
 

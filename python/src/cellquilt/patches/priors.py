@@ -26,7 +26,7 @@ from cellquilt.core.transforms import GLOBAL, Affine, from_ngff
 from cellquilt.geometry.locate import PolygonIndex
 from cellquilt.geometry.polygons import Rings
 
-#: What in a column means "in no cell", besides null and NaN.
+#: What in a column means "in no cell", besides null and NaN; empty text does in any case.
 UNASSIGNED = ("UNASSIGNED", "-1", "0", "")
 #: Where the machine's own assignment is kept by the readers.
 VENDOR_COLUMN = "vendor_cell_id"
@@ -133,7 +133,7 @@ class ColumnPrior:
     name
         The column.
     unassigned
-        Values that mean "in no cell", besides null.
+        Values that mean "in no cell", besides null and empty text.
     """
 
     kind = "column"
@@ -141,7 +141,7 @@ class ColumnPrior:
     def __init__(self, name: str, unassigned: Sequence[str] | None = None) -> None:
         self.name = name
         self.columns: tuple[str, ...] = (name,)
-        self._none = UNASSIGNED if unassigned is None else tuple(unassigned)
+        self._none = UNASSIGNED if unassigned is None else (*unassigned, "")
         self._values: pa.Array | None = None
 
     @property

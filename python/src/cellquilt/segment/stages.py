@@ -1,6 +1,8 @@
 """The steps before resolve, as tasks: from store to tissue, from store to bundles, from bundle to patch results."""
 
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,8 +225,9 @@ def _cutting(settings: Settings, engine: dict[str, Any]) -> "Cutting":
     """How to cut; a method that knows how much it can hold has a limit of its own for a patch."""
     from cellquilt.patches.transcripts import Cutting
 
+    limit = engine.get(f"{engine['method']}_max_transcripts") or Cutting.transcripts_per_patch
     return Cutting(
-        engine.get(f"{engine['method']}_max_transcripts") or settings["transcripts_per_patch"],
+        min(limit, settings["transcripts_per_patch"] or limit),
         settings["transcripts_patch_width_um"],
         settings["transcripts_patch_overlap_um"],
         settings["min_transcripts_per_patch"],
@@ -249,7 +252,7 @@ def _log_patches(sample: str, facts: dict[str, Any]) -> None:
         LOG.warning("%s: %d transcripts have no coordinates", sample, facts["n_without_coordinates"])
     if facts["n_sparse_patches"]:
         n, held = facts["n_sparse_patches"], facts["n_transcripts_in_sparse_patches"]
-        LOG.warning("%s: %d patches are sparse, they hold %d transcripts", sample, n, held)
+        LOG.warning("%s: %d patches of few transcripts, %d in all", sample, n, held)
     if facts["n_full_patches"]:
         n, most = facts["n_full_patches"], facts["largest_patch"]
         LOG.warning(
@@ -308,69 +311,88 @@ def segment_source(
             raise CellquiltError("usage", "a bundle's result needs a place", "add --output")
         segment_bundle(source, output, settings=settings, weights=weights, overwrite=overwrite)
         return [output]
-    return _segment_store(Store(source), method, settings, weights, overwrite)
+    settings = Settings({**settings.given, "segmentation": method})
+    return _segment_store(
+        Store(source),
+        method,
+        partial(patchify_image, source, settings=settings, weights=weights),
+        partial(segment_bundle, settings=settings, weights=weights),
+        "cells.parquet",
+        overwrite,
+    )
 
 
 def segment_transcripts(
     source: Path, *, method: str, settings: Settings, output: Path | None = None, overwrite: bool = False
-) -> Path:
-    """Segment a bundle of transcript patches.
+) -> list[Path]:
+    """Segment a bundle of transcript patches, or all transcripts of a store.
 
     Parameters
     ----------
     source
-        The bundle.
+        A bundle, or a slide's store.
     method
         One of `TRANSCRIPT_METHODS`.
     settings
-        Groups ``segmentation`` and the method's own.
+        Groups ``segmentation``, the method's own and, for a store, ``transcripts``.
     output
-        The result to write.
+        The result to write; None keeps a store's results in the store, for ``cellquilt resolve``.
     overwrite
         Replace what stands there.
 
     Returns
     -------
-    pathlib.Path
-        The result; see `segment.molecules`.
+    list of pathlib.Path
+        The results; see `segment.molecules`.
     """
     import importlib
 
-    if output is None:
-        raise CellquiltError("usage", "a bundle's result needs a place", "add --output")
     module = importlib.import_module(f"cellquilt.segment.{method}")
-    module.segment_bundle(source, output, settings=settings, overwrite=overwrite)
-    return output
+    if _is_bundle(source):
+        if output is None:
+            raise CellquiltError("usage", "a bundle's result needs a place", "add --output")
+        module.segment_bundle(source, output, settings=settings, overwrite=overwrite)
+        return [output]
+    return _segment_store(
+        Store(source),
+        method,
+        partial(patchify_transcripts, source, settings=settings, method=method),
+        partial(module.segment_bundle, settings=settings),
+        "result",
+        overwrite,
+    )
 
 
-def _segment_store(slide: Store, method: str, settings: Settings, weights: Path | None, overwrite: bool) -> list[Path]:
+def _segment_store(
+    slide: Store,
+    method: str,
+    cut: Callable[..., list[Path]],
+    segment: Callable[[Path, Path], Any],
+    suffix: str,
+    overwrite: bool,
+) -> list[Path]:
     """Patchify and segment a whole store in this process; the results stay in its hidden folder."""
     import tempfile
 
     from cellquilt.core.atomic import atomic_path
     from cellquilt.core.log import progress
-    from cellquilt.segment.run import segment_bundle
 
-    settings = Settings({**settings.given, "segmentation": method})
     target = slide.path / PATCH_RESULTS / method
     hidden_there = target.parent.exists()
     try:
         with tempfile.TemporaryDirectory() as scratch, atomic_path(target, overwrite=overwrite) as aside:
             patches = Path(scratch) / "patches.zarr"
-            bundles = patchify_image(
-                slide.path, settings=settings, bundles=Path(scratch) / "bundles", weights=weights, output=patches
-            )
+            bundles = cut(bundles=Path(scratch) / "bundles", output=patches)
             aside.mkdir()
             for bundle in progress(bundles, method):
-                result = aside / f"{bundle.stem}.cells.parquet"
-                segment_bundle(bundle, result, settings=settings, weights=weights)
+                segment(bundle, aside / f"{bundle.stem}.{suffix}")
             # Only now: a patch that fails leaves the store as it was.
             add_delta(slide.path, patches, overwrite=True)
     except BaseException:
         if not hidden_there:
             shutil.rmtree(target.parent, ignore_errors=True)
         raise
-    return sorted(target.iterdir())
+    return sorted(target.glob(f"*.{suffix}"))
 
 
 def _is_bundle(source: Path) -> bool:
