@@ -115,7 +115,12 @@ def test_every_stage_is_handed_settings():
 
 @pytest.mark.parametrize(
     ("group", "path"),
-    [("cellpose", "segmentation.cellpose"), ("generic", "segmentation.generic"), ("tissue", "segmentation.tissue")],
+    [
+        ("cellpose", "segmentation.cellpose"),
+        ("generic", "segmentation.generic"),
+        ("baysor", "segmentation.baysor"),
+        ("tissue", "segmentation.tissue"),
+    ],
 )
 def test_api_takes_every_setting_of_its_group(group, path):
     """Keywords of the API are the table's; a default of None leaves the choice to the table."""

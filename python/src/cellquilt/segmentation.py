@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellquilt.notebook import add_delta, keyword_settings, recall, remember, scratch, store_of
+from cellquilt.notebook import add_delta, keyword_settings, prior_store, recall, remember, scratch, store_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,6 +126,77 @@ def generic(
     _segment(sdata, "generic", keywords)
 
 
+def baysor(
+    sdata: "SpatialData",
+    prior: str | None = None,
+    *,
+    prior_shapes_key: str | None = None,
+    scale_um: float | None = None,
+    min_molecules_per_cell: int | None = None,
+    prior_confidence: float | None = None,
+    n_clusters: int | None = None,
+    iterations: int | None = None,
+    force_2d: bool | None = None,
+    config: "dict[str, Any] | str | Path | None" = None,
+    via: str | None = None,
+    executable: str | None = None,
+    timeout_min: float | None = None,
+    threads: int | None = None,
+    on_patch_error: str | None = None,
+) -> None:
+    """Segment transcripts with Baysor: ``cell_boundaries``, ``baysor_boundaries``, and the cell of every transcript.
+
+    Parameters
+    ----------
+    sdata
+        A slide with transcripts, and prior cells or a scale.
+    prior, prior_shapes_key
+        Where prior cells are from, as in `make_transcript_patches`; ``auto`` takes nuclei or cells that are there.
+    scale_um
+        Expected radius of a cell in µm; default: from the prior cells.
+    min_molecules_per_cell
+        Fewest transcripts of a cell.
+    prior_confidence
+        From 0 (prior cells are ignored) to 1 (never contradicted).
+    n_clusters, iterations, force_2d
+        As in Baysor.
+    config
+        Further settings of Baysor: a dict of sections, or its TOML file; the parameters here win over it.
+    via, executable
+        ``executable`` (which one), ``julia`` in this process, or ``auto``.
+    timeout_min
+        Stop the executable on a patch after so many minutes.
+    threads
+        Threads of Julia.
+    on_patch_error
+        ``fail``, or ``skip`` a patch that Baysor fails on.
+
+    Raises
+    ------
+    CellquiltError
+        ``engine-missing`` without Baysor, ``baysor-scale-missing`` with neither prior cells nor a scale,
+        ``baysor-config`` for settings that it does not know.
+    """
+    import json
+
+    keywords = {
+        "prior": prior_shapes_key if prior is None else prior,
+        "scale_um": scale_um,
+        "min_molecules_per_cell": min_molecules_per_cell,
+        "prior_confidence": prior_confidence,
+        "n_clusters": n_clusters,
+        "iterations": iterations,
+        "force_2d": force_2d,
+        "config": json.dumps(config, sort_keys=True) if isinstance(config, dict) else config and str(config),
+        "via": via,
+        "executable": executable,
+        "timeout_min": timeout_min,
+        "threads": threads,
+        "on_patch_error": on_patch_error,
+    }
+    _segment_transcripts(sdata, "baysor", keywords)
+
+
 def vendor(sdata: "SpatialData", *, z: str | None = None) -> None:
     """Take the machine's own cells as ``cell_boundaries``.
 
@@ -178,6 +249,32 @@ def _segment(sdata: "SpatialData", method: str, keywords: dict[str, Any]) -> Non
             segment_bundle(bundle, results[-1], settings=settings)
         _resolve(sdata, results, settings, also=f"{method}_boundaries")
     remember(sdata, {"segmentation": method})
+
+
+def _segment_transcripts(sdata: "SpatialData", method: str, keywords: dict[str, Any]) -> None:
+    import importlib
+
+    from cellquilt.core.log import progress
+    from cellquilt.segment.stages import patchify_transcripts
+
+    settings = recall(sdata, keyword_settings(method, keywords))
+    segment_bundle = importlib.import_module(f"cellquilt.segment.{method}").segment_bundle
+    with scratch() as folder:
+        bundles = patchify_transcripts(
+            store_of(sdata),
+            settings=settings,
+            method=method,
+            cells=prior_store(sdata, settings["prior"], folder),
+            bundles=folder / "bundles",
+            output=folder / "patches.zarr",
+        )
+        add_delta(sdata, folder / "patches.zarr")
+        results = []
+        for bundle in progress(bundles, method):
+            results.append(folder / f"{bundle.stem}.result")
+            segment_bundle(bundle, results[-1], settings=settings)
+        _resolve(sdata, results, settings)
+    sdata.shapes[f"{method}_boundaries"] = sdata.shapes["cell_boundaries"]
 
 
 def _resolve(sdata: "SpatialData", results: "Sequence[Path]", settings: "Settings", also: str = "") -> None:
