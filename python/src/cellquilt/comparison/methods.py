@@ -29,6 +29,8 @@ from cellquilt.simulate.scores import one_to_one, transcript_scores
 _THRESHOLD = 0.5
 _QUANTILES = (0.05, 0.25, 0.75, 0.95)
 _AREA_BINS = 48
+#: Bits a transcript below which the best method's cells tell so little that chance may decide the rank.
+_LITTLE_INFORMATION = 0.01
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class ComparisonTable:
         return cls(
             data["sample"],
             tuple(data["methods"]),
-            {name: tuple(column) for name, column in data["values"].items()},
+            {m.name: tuple(data["values"][m.name]) for m in MEASURES if m.name in data["values"]},
             {name: np.array(rows, dtype=np.float64).reshape(n, n) for name, rows in data["matrices"].items()},
             np.array(data["area_edges_um2"], dtype=np.float64),
             np.array(data["area_counts"], dtype=np.int64).reshape(n, -1),
@@ -357,6 +359,9 @@ def _notes(table: _Table, pairs: MarkerPairs, segmentations: Sequence[Segmentati
     if not table.genes:
         yield "no transcripts to count: what compares counts is missing"
         return
+    most = max((value for value in table.columns["information_bits"] if value is not None), default=math.inf)
+    if most < _LITTLE_INFORMATION:
+        yield "cells tell next to nothing about their transcripts: the rank is next to chance"
     if not len(pairs):
         where = {"reference": "in the reference", "derived": "by too few transcripts to tell"}.get(pairs.source, "")
         yield f"no pair of exclusive genes was found {where}: coexpression_ratio and mecr are missing"

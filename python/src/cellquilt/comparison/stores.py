@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cellquilt.comparison.cells import Segmentation
 from cellquilt.comparison.markers import read_marker_pairs, read_reference
 from cellquilt.comparison.methods import ComparisonTable, compare
+from cellquilt.core.assignment import Assignment, has_assignment
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.images import open_image
 from cellquilt.core.log import LOG, progress
@@ -39,16 +40,14 @@ class Source:
     shapes
         Its shapes element with one outline a cell.
     column
-        Column of its transcripts with the cell's id. None, or a column that is not there: outlines decide.
-    assignment
-        (n_transcripts,) row of the cell in `shapes` by ``transcript_id``, -1 for none; instead of a column.
+        Column of its transcripts with the cell's id. None, or a column that is not there: what the element itself says
+        of transcripts (`core.assignment`) holds, else its outlines.
     """
 
     name: str
     store: Path
     shapes: str = "cell_boundaries"
     column: str | None = "cell_id"
-    assignment: NDArray[np.integer] | None = None
 
 
 def compare_stores(sources: Sequence[Source], *, settings: Settings, truth: Path | None = None) -> ComparisonTable:
@@ -73,7 +72,7 @@ def compare_stores(sources: Sequence[Source], *, settings: Settings, truth: Path
         ``transcripts-differ`` if the stores are not of one slide; ``shapes-in-planes`` if a cell has several outlines;
         ``pixel-size-unknown``, and what reading raises.
     """
-    sources = [Source(s.name, Path(s.store), s.shapes, s.column, s.assignment) for s in sources]
+    sources = [Source(s.name, Path(s.store), s.shapes, s.column) for s in sources]
     stores = [Store(path) for path in dict.fromkeys(source.store for source in sources)]
     ids: list[pa.Array] = []
     segmentations = []
@@ -173,6 +172,8 @@ def _batches(
     transforms, size = points_transforms(elements[0]), _image_size(stores[0])
     to_um = _microns(transforms, f"{stores[0].path}: the transcripts")
     place = {store.path: k for k, store in enumerate(stores)}
+    shapes = [Store(source.store).element("shapes", source.shapes) for source in sources]
+    said = [Assignment(element) if has_assignment(element) else None for element in shapes]
     n_batches = max(count_points(elements[0]) // rows, 1)
     for parts in progress(_in_step(readers, stores), "transcripts", n_batches):
         number = parts[0].column("transcript_id").to_numpy().astype(np.int64)
@@ -188,8 +189,8 @@ def _batches(
             inside = (px >= 0).all(axis=1) & (px[:, 0] < size[1]) & (px[:, 1] < size[0])
             batch = batch.append_column("inside", pa.array(inside))
         cells = [
-            _cells(source, parts[place[source.store]], names, number)
-            for source, names in zip(sources, ids, strict=True)
+            _cells(source, parts[place[source.store]], names, told)
+            for source, names, told in zip(sources, ids, said, strict=True)
         ]
         yield batch, cells if truth is None else [*cells, truth.rows(number, stores[0])]
 
@@ -208,10 +209,10 @@ def _columns(store: Store, element: Path, sources: Sequence[Source], lead: bool)
     return [name for name in dict.fromkeys(wanted) if name in there]
 
 
-def _cells(source: Source, part: pa.Table, ids: pa.Array, number: NDArray[np.int64]) -> NDArray[np.integer] | None:
-    if source.assignment is not None:
-        return np.asarray(source.assignment)[number]
-    return rows_of(part.column(source.column), ids) if source.column in part.column_names else None
+def _cells(source: Source, part: pa.Table, ids: pa.Array, said: Assignment | None) -> NDArray[np.integer] | None:
+    if source.column in part.column_names:
+        return rows_of(part.column(source.column), ids)
+    return None if said is None else said.next(part.column("transcript_id").to_numpy())
 
 
 def _image_size(store: Store) -> tuple[int, int] | None:

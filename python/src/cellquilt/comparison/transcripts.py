@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cellquilt.aggregation.counts import PairCounts, pair_keys
 from cellquilt.comparison.cells import Segmentation
+from cellquilt.core.assignment import NOT_SEGMENTED
 from cellquilt.core.genes import GeneNames
 from cellquilt.core.points import bools, floats, require_columns
 from cellquilt.geometry.locate import PolygonIndex
@@ -205,8 +206,8 @@ class TranscriptTally:
             Columns ``x, y`` (µm), ``gene``, ``is_control`` and, if there are any, ``passes_qv`` and ``inside`` (in the
             image).
         cells
-            One entry a method, and one for the truth if there is one: (n,) the cell of each transcript, -1 for none;
-            None takes the outline that it lies in.
+            One entry a method, and one for the truth if there is one: (n,) the cell of each transcript, -1 for none,
+            `NOT_SEGMENTED` (`core.assignment`) for the outline that it lies in; None for all of them.
 
         Returns
         -------
@@ -266,8 +267,12 @@ class TranscriptTally:
             return self._index(k).locate(xy, threads=self._threads)
         cell = np.asarray(given, dtype=np.int64)
         n = len(self._segmentations[k])
-        if cell.shape != (len(xy),) or (cell.size and not -1 <= cell.min() <= cell.max() < n):
+        if cell.shape != (len(xy),) or (cell.size and not NOT_SEGMENTED <= cell.min() <= cell.max() < n):
             raise ValueError(f"{self._segmentations[k].name}: expected {len(xy)} cells from -1 to {n - 1}")
+        rest = np.flatnonzero(cell == NOT_SEGMENTED)
+        if rest.size:
+            cell = cell.copy()
+            cell[rest] = self._index(k).locate(xy[rest], threads=self._threads)
         return cell
 
     def _count_genes(self, gene: NDArray[np.int64]) -> None:
