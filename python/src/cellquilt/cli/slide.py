@@ -197,6 +197,22 @@ def samples(**arguments: Any) -> None:
 
 
 @click.command()
+@click.argument("stores", type=_PATH, nargs=-1, required=True)
+@click.option("-o", "--output", type=_PATH, required=True, help="The table to write (TSV; JSON holds more).")
+@click.option("--html", type=_PATH, help="Write a page as well.")
+@click.option("--shapes", default="", help="Elements of one store to compare, comma-separated.")
+@click.option("--names", default="", help="Names of the methods, comma-separated.")
+@click.option("--truth", type=_PATH, help="Folder with the truth of a simulated slide.")
+@_overwrite
+@settings_options("compare", "resources")
+def compare(**arguments: Any) -> None:
+    """Compare segmentations of one slide: STORES of several runs, or several --shapes of one store."""
+    from cellquilt.report.methods import compare_slide
+
+    compare_slide(**arguments)
+
+
+@click.command()
 @click.argument("store", type=_PATH)
 @click.option("--tissue", type=_PATH, help="Store with region_of_interest.")
 @_weights
