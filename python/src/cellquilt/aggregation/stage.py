@@ -25,6 +25,7 @@ from cellquilt.geometry.polygons import Rings
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from scipy.sparse import csr_matrix
 
     from cellquilt.aggregation.table import CellTable
 
@@ -144,14 +145,30 @@ class _Said:
 
     def __init__(self, element: Path, n_cells: int) -> None:
         self.element, self.rows = element, np.arange(n_cells)
+        self._reader: Assignment | None = None
 
     def keep(self, kept: np.ndarray) -> None:
         """Leave out cells, (n,) bool."""
         self.rows = np.where(kept, np.cumsum(kept) - 1, -1)
 
+    def reader(self) -> Assignment:
+        """To read along with the points, once."""
+        self._reader = Assignment(self.element, self.rows)
+        return self._reader
+
+    def expected(self, genes: list[str], n_cells: int) -> "csr_matrix | None":
+        """Expected counts, when all points were read."""
+        if self._reader is not None:
+            self._reader.finish()
+        return expected_counts(self.element, genes, n_cells, self.rows)
+
 
 def _batches(slide: Store, settings: Settings) -> Iterator[pa.Table]:
-    return iter_points(slide.element("points", POINTS), batch_rows=batch_rows(settings["memory_mb"]))
+    """The transcripts as they were before: what an earlier run added is made anew."""
+    element = slide.element("points", POINTS)
+    added = ("cell_id", "in_nucleus") if any(record["stage"] == "aggregate" for record in slide.records) else ()
+    columns = [name for name in points_columns(element) if name not in added]
+    return iter_points(element, columns, batch_rows(settings["memory_mb"]))
 
 
 def _counter(
@@ -173,7 +190,7 @@ def _counter(
         planes=_planes(slide, settings),
         image_shape=None if image is None else (image.shape[1], image.shape[2]),
         to_image=to_image,
-        assignment=None if said is None else Assignment(said.element, said.rows).next,
+        assignment=None if said is None else said.reader().next,
         threads=settings["threads"],
     )
 
@@ -211,7 +228,7 @@ def _publish_points(
             writer.write(batch)
     counts = counter.finish()
     if said is not None:
-        counts.expected = expected_counts(said.element, counts.genes, len(outlines), said.rows)
+        counts.expected = said.expected(counts.genes, len(outlines))
     return counts
 
 

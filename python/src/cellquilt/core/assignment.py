@@ -112,12 +112,26 @@ class Assignment:
         wanted = len(transcript_id)
         self._held = ids[wanted:], cells[wanted:]
         if not np.array_equal(ids[:wanted], transcript_id):
-            raise CellquiltError(
-                "assignment-mismatch",
-                f"{self._path} is about other transcripts than the slide's, or in another order",
-                "resolve the cells again, from this slide",
-            )
+            raise self._mismatch()
         return cells[:wanted]
+
+    def finish(self) -> None:
+        """Make sure that there are no further transcripts.
+
+        Raises
+        ------
+        CellquiltError
+            ``assignment-mismatch`` if there are.
+        """
+        if len(self._held[0]) or next(self._batches, None) is not None:
+            raise self._mismatch()
+
+    def _mismatch(self) -> CellquiltError:
+        return CellquiltError(
+            "assignment-mismatch",
+            f"{self._path} is about other transcripts than the slide's, or in another order",
+            "resolve the cells again, from this slide",
+        )
 
 
 def expected_counts(
