@@ -101,10 +101,10 @@ def _segment_command(method: str) -> click.Command:
 
 def _segment_transcripts_command(method: str) -> click.Command:
     @click.command(method, help=f"Segment transcripts with {method}.")
-    @click.argument("source", type=_PATH, metavar="BUNDLE")
+    @click.argument("source", type=_PATH)
     @_output
     @_overwrite
-    @settings_options("segmentation", "resources", own=method)
+    @settings_options("segmentation", "transcripts", "resources", own=method)
     def command(**arguments: Any) -> None:
         from cellquilt.segment.stages import segment_transcripts
 
