@@ -499,7 +499,7 @@ def test_without_cells_numbers_are_missing_not_zero(slide):
     assert known == {"n_cells", "share_assigned", "control_rate_outside", "true_f1", "share_in_true_cell", "true_ari"}
     assert empty["n_cells"] == empty["share_assigned"] == empty["true_f1"] == 0
     assert table.values["rank"] == (1, None)
-    assert "none has no cells: it is not ranked" in table.notes
+    assert "no cells by none: it is not ranked" in table.notes
 
 
 def test_one_cell():
@@ -734,6 +734,16 @@ def test_numbers_of_a_published_store_are_those_of_its_qc(published):
     assert column(table, "median_transcripts_per_cell")["nuclei"] == 1
     assert column(table, "transcripts_per_100um2_of_cell")["cells"] == pytest.approx(263 / N_CELLS)
     assert table.matrices["outline_f1"][0, 1] == 0  # a quarter of the area
+
+
+def test_a_slide_without_transcripts(tmp_path):
+    store = assemble_slide(make_parts(tmp_path, points=False), tmp_path / "s1.zarr", settings=Settings())
+    sources = [Source("cells", store), Source("nuclei", store, "nucleus_boundaries", None)]
+    table = compare_stores(sources, settings=Settings())
+    assert column(table, "n_cells") == {"cells": N_CELLS, "nuclei": N_CELLS}
+    assert column(table, "share_assigned") == {"cells": None, "nuclei": None}
+    assert column(table, "median_area_um2") == {"cells": 100, "nuclei": 25}
+    assert any("no transcripts" in note for note in table.notes)
 
 
 @pytest.fixture(scope="module")

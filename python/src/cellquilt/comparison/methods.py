@@ -355,7 +355,7 @@ def _notes(table: _Table, pairs: MarkerPairs, segmentations: Sequence[Segmentati
     """Why numbers are missing."""
     for segmentation in segmentations:
         if len(segmentation) == 0:
-            yield f"{segmentation.name} has no cells: it is not ranked"
+            yield f"no cells by {segmentation.name}: it is not ranked"
     if not table.genes:
         yield "no transcripts to count: what compares counts is missing"
         return
