@@ -29,7 +29,8 @@ from cellquilt.segment.baysor.config import KEYS, checked_config
 from cellquilt.segment.baysor.prior import main_prior, prior_centres, scale_of_centres
 from cellquilt.segment.baysor.read import read_output
 from cellquilt.segment.molecules import CONFIDENCE, TRANSCRIPT_SCHEMA, read_results
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 pytest_plugins = ["baysor_doors"]
@@ -762,7 +763,7 @@ def test_causes_are_found_in_logs():
     assert cause("") == "it said nothing"
 
 
-@settings(max_examples=50)
+@examples(max_examples=50)
 @given(st.integers(2, 40), st.integers(0, 6), st.randoms(use_true_random=False))
 def test_labels_do_not_depend_on_names_or_the_order_of_rows(n, n_cells, random):
     """Against a loop: rows in any order, cells by any name."""
