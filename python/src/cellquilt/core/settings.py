@@ -241,8 +241,8 @@ SETTINGS: tuple[Setting, ...] = (
         "transcripts_per_patch",
         "transcripts",
         "int",
-        1_000_000,
-        "Most transcripts in a patch, if the method has no own limit; patches are cut to hold about the same number.",
+        None,
+        "Most transcripts in a patch, all about the same number; default: what the method can hold, or a million.",
         minimum=1000,
     ),
     Setting(
