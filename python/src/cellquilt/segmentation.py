@@ -126,6 +126,71 @@ def generic(
     _segment(sdata, "generic", keywords)
 
 
+def proseg(
+    sdata: "SpatialData",
+    prior: str | None = None,
+    *,
+    prior_shapes_key: str | None = None,
+    burnin_samples: int | None = None,
+    samples: int | None = None,
+    voxel_size_um: float | None = None,
+    voxel_layers: int | None = None,
+    max_transcripts: int | None = None,
+    memory_gb: float | None = None,
+    args: str | None = None,
+    command_line_suffix: str | None = None,
+    executable: str | None = None,
+    timeout_min: float | None = None,
+    threads: int | None = None,
+    on_patch_error: str | None = None,
+) -> None:
+    """Segment transcripts with Proseg: ``cell_boundaries``, ``proseg_boundaries``, and the cell of every transcript.
+
+    Parameters
+    ----------
+    sdata
+        A slide with transcripts and prior cells or nuclei.
+    prior, prior_shapes_key
+        Where prior cells are from, as in `make_transcript_patches`; ``auto`` takes nuclei or cells that are there.
+    burnin_samples, samples
+        Iterations with large, then with small voxels.
+    voxel_size_um, voxel_layers
+        Width of the small voxels, and how many layers of them there are.
+    max_transcripts, memory_gb
+        What one run may hold; a slide with more is cut into tiles that overlap.
+    args, command_line_suffix
+        Further options of proseg as on its command line.
+    executable
+        The executable; default: ``proseg`` on PATH, in ~/.cargo/bin or in the cache.
+    timeout_min
+        Stop a run after so many minutes.
+    threads
+        Threads of a run.
+    on_patch_error
+        ``fail``, or ``skip`` a tile that proseg fails on.
+
+    Raises
+    ------
+    CellquiltError
+        ``engine-missing`` without proseg, ``proseg-prior-missing`` without prior cells.
+    """
+    keywords = {
+        "prior": prior_shapes_key if prior is None else prior,
+        "burnin_samples": burnin_samples,
+        "samples": samples,
+        "voxel_size_um": voxel_size_um,
+        "voxel_layers": voxel_layers,
+        "max_transcripts": max_transcripts,
+        "memory_gb": memory_gb,
+        "args": command_line_suffix if args is None else args,
+        "executable": executable,
+        "timeout_min": timeout_min,
+        "threads": threads,
+        "on_patch_error": on_patch_error,
+    }
+    _segment_transcripts(sdata, "proseg", keywords)
+
+
 def baysor(
     sdata: "SpatialData",
     prior: str | None = None,

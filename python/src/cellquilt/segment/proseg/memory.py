@@ -2,20 +2,44 @@
 
 Peak resident memory grows with the transcripts, with the cells and the width of their latent expression, and with the
 voxels under tissue. The coefficients are measured: `tests/benchmarks/proseg_memory.py` runs the real binary on slides
-that differ in one of the three, fits them, and says how far the estimate was off.
+that differ in one thing each, fits the coefficients, and says how far the estimate was off.
 """
 
 from cellquilt.segment.proseg.transcripts import Contents
 
-_BASE_BYTES = 60e6
-_BYTES_A_TRANSCRIPT = 600.0
-_BYTES_A_CELL_AND_DIMENSION = 20.0
-_BYTES_A_VOXEL = 30.0
+#: Bytes for each of the `terms`.
+_BYTES = {"run": 60e6, "transcript": 600.0, "cell and dimension": 20.0, "voxel": 30.0}
 #: Proseg's latent expression: the most frequent genes by themselves, and factors for the others.
 _MOST_DIMENSIONS = 400
 #: A slide that is not looked at yet is taken to be sparse, which costs most for each transcript: transcripts a µm² and
 #: transcripts a prior cell.
 _SPARSE_PER_UM2, _SPARSE_PER_CELL = 0.2, 50.0
+
+
+def terms(
+    n_transcripts: float, n_cells: float, n_genes: int, area_um2: float, voxel_um: float, layers: int
+) -> dict[str, float]:
+    """What memory grows with, and how much of it there is.
+
+    Parameters
+    ----------
+    n_transcripts, n_cells, n_genes
+        Transcripts, prior cells, and genes that occur.
+    area_um2
+        Area under transcripts.
+    voxel_um, layers
+        Width of the voxels and layers of them.
+    """
+    return {
+        "run": 1.0,
+        "transcript": n_transcripts,
+        "cell and dimension": n_cells * min(n_genes, _MOST_DIMENSIONS),
+        "voxel": area_um2 / voxel_um**2 * layers,
+    }
+
+
+def _gb(found: dict[str, float]) -> float:
+    return sum(_BYTES[name] * value for name, value in found.items()) / 1e9
 
 
 def estimate_gb(contents: Contents, voxel_um: float, layers: int) -> float:
@@ -29,14 +53,11 @@ def estimate_gb(contents: Contents, voxel_um: float, layers: int) -> float:
         Width of the voxels and layers of them.
     """
     layers = min(layers, max(contents.n_planes, 1))
-    dimensions = min(contents.n_genes, _MOST_DIMENSIONS)
-    per_cell = _BYTES_A_CELL_AND_DIMENSION * dimensions * contents.prior_cells.size
-    voxels = contents.area_um2 / voxel_um**2 * layers
-    return (_BASE_BYTES + _BYTES_A_TRANSCRIPT * contents.n + per_cell + _BYTES_A_VOXEL * voxels) / 1e9
+    return _gb(terms(contents.n, contents.prior_cells.size, contents.n_genes, contents.area_um2, voxel_um, layers))
 
 
 def transcripts_that_fit(memory_gb: float, voxel_um: float, layers: int) -> int:
     """How many transcripts a run can hold in so much memory, if they are sparse."""
-    a_cell = _BYTES_A_CELL_AND_DIMENSION * _MOST_DIMENSIONS / _SPARSE_PER_CELL
-    voxels = _BYTES_A_VOXEL * layers / voxel_um**2 / _SPARSE_PER_UM2
-    return max(int((memory_gb * 1e9 - _BASE_BYTES) / (_BYTES_A_TRANSCRIPT + a_cell + voxels)), 1000)
+    each = terms(1, 1 / _SPARSE_PER_CELL, _MOST_DIMENSIONS, 1 / _SPARSE_PER_UM2, voxel_um, layers) | {"run": 0.0}
+    run = _BYTES["run"] / 1e9
+    return max(int((memory_gb - run) / _gb(each)), 1000)
