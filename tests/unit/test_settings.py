@@ -119,6 +119,7 @@ def test_every_stage_is_handed_settings():
         ("cellpose", "segmentation.cellpose"),
         ("generic", "segmentation.generic"),
         ("baysor", "segmentation.baysor"),
+        ("proseg", "segmentation.proseg"),
         ("tissue", "segmentation.tissue"),
     ],
 )
