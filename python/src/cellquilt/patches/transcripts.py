@@ -60,6 +60,8 @@ _FILE = "transcripts.parquet"
 _FILES_AT_A_TIME = 400
 _BYTES_A_ROW = 41
 _LARGEST_ROW_GROUP = 1 << 20
+#: Coordinates hardly ever repeat: to look for repetitions takes as long as writing them.
+_ENCODING: dict[str, Any] = {"compression": "zstd", "compression_level": 1, "use_dictionary": ["gene", "prior_cell"]}
 #: Why a transcript is not segmented, by code; 0 is one that is.
 REASONS = ("", "control", "low_quality", "without_coordinates")
 
@@ -538,7 +540,7 @@ class _PatchWriter:
         self._budget, self._group_rows = budget, group_rows
         self._buffer = {field.name: np.empty(group_rows, field.type.to_pandas_dtype()) for field in SCHEMA}
         self._held, self._last, self._sorted = 0, -1, True
-        self._writer = ParquetWriter(path, SCHEMA, compression="zstd", compression_level=1)
+        self._writer = ParquetWriter(path, SCHEMA, **_ENCODING)
 
     def add(self, columns: Mapping[str, NDArray[Any]]) -> None:
         """Append rows."""
@@ -578,7 +580,7 @@ class _PatchWriter:
         ids = np.sort(pq.read_table(self.path, columns=["transcript_id"]).column(0).to_numpy())
         piece = max(self._budget // (4 * _BYTES_A_ROW), 1)
         aside = self.path.with_name("sorted.parquet")
-        writer = ParquetWriter(aside, SCHEMA, compression="zstd", compression_level=1)
+        writer = ParquetWriter(aside, SCHEMA, **_ENCODING)
         try:
             for start in range(0, len(ids), piece):
                 low, high = ids[start], ids[min(start + piece, len(ids)) - 1]
