@@ -257,7 +257,7 @@ def test_transcripts_are_in_one_cell_at_most_and_cells_in_raster_order(slide, di
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_order_of_files_patches_and_rows_does_not_matter(slide, disagreeing, tmp_path_factory, seed):
     folder = tmp_path_factory.mktemp("order")
     rng = np.random.default_rng(seed)

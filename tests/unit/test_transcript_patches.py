@@ -128,7 +128,7 @@ def check(made: TranscriptPatches, table: pa.Table) -> None:
     ),
     st.sampled_from([16.0, 50.0, 37.3]),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_windows_hold_what_brute_force_finds_and_cores_share_out_the_slide(tmp_path_factory, seed, how, overlap):
     table = transcripts(1500, seed=seed)
     check(cut(tmp_path_factory.mktemp("cut"), table, **how, overlap_um=overlap, min_transcripts=5), table)
@@ -198,12 +198,11 @@ def test_the_count_grid_does_not_depend_on_the_order(points, random):
         balance._MAX_SQUARES = limit
 
 
-@pytest.mark.parametrize("files", [400, 3])
-@pytest.mark.parametrize("budget", [200, None])
+@pytest.mark.parametrize(("files", "budget"), [(400, None), (3, 200)])
 def test_row_groups_order_and_batches_of_the_input_do_not_matter(tmp_path, monkeypatch, files, budget):
     """Also where few files may be open, and where a patch is sorted piece by piece."""
     monkeypatch.setattr(module, "_FILES_AT_A_TIME", files)
-    table = transcripts(4000)
+    table = transcripts(3000)
     reference = cut(tmp_path / "a", table, transcripts_per_patch=500)
     shuffled = table.take(np.random.default_rng(3).permutation(table.num_rows))
     if budget:  # as if memory were short
@@ -409,8 +408,7 @@ def add_image(path: Path, shape: tuple[int, int]) -> None:
         pass
 
 
-@pytest.mark.parametrize("kind", ["tiff", "element"])
-@pytest.mark.parametrize("tile", [2048, 300])
+@pytest.mark.parametrize(("kind", "tile"), [("tiff", 2048), ("tiff", 300), ("element", 300)])
 def test_prior_from_a_label_image(tmp_path, monkeypatch, kind, tile):
     import cellquilt.patches.priors as priors
 
