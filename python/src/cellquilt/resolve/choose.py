@@ -130,6 +130,19 @@ class Resolution:
     n_fragments: int
     n_vanished: int
 
+    def facts(self) -> dict[str, Any]:
+        """Its numbers for the record, with the histogram of the ratios in 20 bins from 0 to 1."""
+        histogram, _ = np.histogram(self.overlap_ratios, bins=20, range=(0.0, 1.0))
+        return {
+            "n_conflicts": self.n_conflicts,
+            "conflict_rate": self.conflict_rate,
+            "n_cut": self.n_cut,
+            "n_merged": self.n_merged,
+            "n_fragments": self.n_fragments,
+            "n_vanished": self.n_vanished,
+            "overlap_ratio_histogram": histogram.tolist(),
+        }
+
 
 def resolve_cells(
     geometry: NDArray[np.object_],

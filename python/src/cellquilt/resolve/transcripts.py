@@ -43,7 +43,6 @@ from cellquilt.segment.molecules import CELL_COLUMNS, MoleculeResult, Transcript
 _STEP_UM = 0.5
 #: Bytes that a transcript takes while it is assigned.
 _BYTES_A_TRANSCRIPT = 200
-_RATIO_BINS = 20
 
 
 @dataclass
@@ -128,17 +127,10 @@ def resolve_molecules(
         to_um = points_transforms(points).get(MICRONS, np.eye(3))
         frame = {GLOBAL: np.eye(3), MICRONS: to_um @ np.linalg.inv(to_global)}
     cells = ShapesTable(np.arange(len(order)).astype(str), geometry[order], columns, frame)
-    ratios, _ = np.histogram(resolution.overlap_ratios, bins=_RATIO_BINS, range=(0.0, 1.0))
     facts = {
         "method": result.method,
         "n_segmented": len(result.geometry),
-        "n_conflicts": resolution.n_conflicts,
-        "conflict_rate": resolution.conflict_rate,
-        "n_cut": resolution.n_cut,
-        "n_merged": resolution.n_merged,
-        "n_fragments": resolution.n_fragments,
-        "n_vanished": resolution.n_vanished,
-        "overlap_ratio_histogram": ratios.tolist(),
+        **resolution.facts(),
         "patches": [_in_pixels(patch, to_global) for patch in result.patches],
         "tasks": result.record["tasks"],
         **counts,
