@@ -23,6 +23,7 @@ class Inputs {
     /** A metadata column this similar to a parameter's name is probably meant to be one. */
     private static final double NEARLY = 0.85
     private static final String SHIPPED_MODEL = 'nuclei'
+    private static final List<String> TRANSCRIPT_METHODS = ['baysor', 'proseg']
     /** Parameters that a site's configuration brings, not the user. */
     private static final Pattern SITE_PARAMETERS = ~/(config_profile|custom_config|igenomes)_.*|max_(cpus|memory|time)|genomes/
     /** Characters that Nextflow's scripts leave to the shell. */
@@ -67,8 +68,9 @@ class Inputs {
     /**
      * The slides of the run; where anything is wrong, all mistakes in one message and the end of the run.
      *
-     * @return one map a slide: [id, technology, method, path, transcripts, prior_cells, truth, source, metadata, settings,
-     *     weights]; files that are not given are [], settings is stage → JSON of all settings that the stage depends on.
+     * @return one map a slide: [id, technology, method, molecules, path, transcripts, prior_cells, truth, source, metadata,
+     *     settings, weights]; method segments the image and molecules the transcripts, '' where none does; files that are
+     *     not given are [], settings is stage → JSON of all settings that the stage depends on.
      */
     static List<Map> slides(Map params, Object projectDir, Object launchDir) {
         def errors = []
@@ -481,16 +483,20 @@ class Inputs {
 
     private static Map slide(Map row, Map values, Map<String, List<String>> stages) {
         def own = values + row.overrides
+        // 'cellpose,proseg': a method for the image, whose cells are the prior of one for the transcripts; or one of them.
+        def molecules = own.segmentation.tokenize(',').find { method -> method in TRANSCRIPT_METHODS } ?: ''
+        def image = own.segmentation.tokenize(',').find { method -> method != molecules } ?: ''
         def settings = stages.collectEntries { stage, names ->
             def given = names.collectEntries { name -> [name, own[name]] }
+            if ('segmentation' in names) given.segmentation = (stage.endsWith('_transcripts') ? molecules : image) ?: null
             // CONVERT must know what it reads (the source is the path as the user knows it), AGGREGATE what else is known.
             if (stage == 'convert') given += [technology: row.technology, source: row.source]
             if (stage == 'aggregate') given += [metadata: row.metadata]
             [stage, toJson(given)]
         }
-        def method = own.segmentation == 'cellpose' ? "cellpose${own.cellpose_generation}".toString() : own.segmentation
+        def method = image == 'cellpose' ? "cellpose${own.cellpose_generation}".toString() : image
         def files = ['path', 'transcripts', 'prior_cells', 'truth'].collectEntries { column -> [column, row.files[column] ?: []] }
-        return [id: row.sample, technology: row.technology, method: method] + files +
+        return [id: row.sample, technology: row.technology, method: method, molecules: molecules] + files +
             [source: row.source, metadata: row.metadata, settings: settings]
     }
 
@@ -499,7 +505,7 @@ class Inputs {
         def own = row.overrides.containsKey('cellpose_model')
         def model = own ? row.overrides.cellpose_model : values.cellpose_model
         def method = row.overrides.segmentation ?: values.segmentation
-        if (method != 'cellpose' || model == SHIPPED_MODEL) return []
+        if (!('cellpose' in method.tokenize(',')) || model == SHIPPED_MODEL) return []
         def path = (own ? sheetFolder : launchDir).resolve(model).normalize()
         if (exists(path) && Files.isRegularFile(path)) return path
         if (model.contains('/')) {

@@ -246,3 +246,41 @@ def test_the_real_merscope_region(nextflow, shared_data):
     assert int(transcripts["cell_id"].notna().sum()) == qc["n_assigned"]
     assert int(sdata.tables["table"].X.sum()) == qc["n_counted"] <= qc["n_assigned"] <= 3334
     assert qc["n_cells"] >= 3
+
+
+FAKES = ROOT / "tests" / "fakes"
+
+
+def test_chains_of_methods_count_every_transcript_once(tmp_path, nextflow):
+    """Image or machine first, then transcripts: with the stand-in for Baysor that the contract tests use."""
+    from cellquilt.simulate import simulate
+
+    simulate(tmp_path / "sim", format="xenium", width_px=768, seed=3)
+    rows = {"by_image": '"generic,baysor"', "by_machine": '"vendor,baysor"', "alone": "baysor"}
+    lines = [
+        "sample,technology,path,segmentation",
+        *(f"{name},xenium,sim/slide_0,{chain}" for name, chain in rows.items()),
+    ]
+    (tmp_path / "sheet.csv").write_text("\n".join(lines) + "\n")
+    run = nextflow.pipeline(
+        "--input", "sheet.csv", *GENERIC[2:], "--generic_diameter_um", "8", "--transcripts_per_patch", "20000",
+        "--transcripts_patch_overlap_um", "30", PATH=f"{FAKES}{os.pathsep}{os.environ['PATH']}",
+    )  # fmt: skip
+    assert run.code == 0, run.out + run.err
+    assert len(run.status("SEGMENT_BAYSOR")) > len(rows)  # patches are segmented each by itself
+    for name, chain in rows.items():
+        sdata = spatialdata.read_zarr(tmp_path / "results" / name / f"{name}.zarr")
+        table = sdata.tables["table"]
+        points = sdata.points["transcripts"].compute()
+        counted = points[points["passes_qv"] & ~points["is_control"]]
+        sums = counted.groupby("cell_id", observed=True).size().reindex(table.obs_names).fillna(0).to_numpy()
+        assert np.array_equal(np.asarray(table.X.sum(axis=1)).ravel(), sums), chain
+        assert sums.sum() > 0.8 * len(counted)
+        assert list(table.obs_names) == [f"{name}-{number}" for number in range(1, table.n_obs + 1)]
+        if name == "by_image":
+            # Each nucleus has the id of the one cell that started from it.
+            nuclei = sdata.shapes["nucleus_boundaries"]
+            assert 0.8 * len(sdata.shapes["generic_boundaries"]) < len(nuclei) <= table.n_obs
+            assert nuclei.index.is_unique
+            cells = sdata.shapes["cell_boundaries"].loc[nuclei.index]
+            assert (cells.intersection(nuclei, align=False).area > 0.5 * nuclei.area.to_numpy()).mean() > 0.9

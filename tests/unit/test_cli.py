@@ -135,4 +135,4 @@ def test_every_entry_script_is_a_verb_and_executable():
     for script in scripts:
         assert os.access(script, os.X_OK)
         assert len(script.read_text().splitlines()) <= 15
-        assert script.stem in _VERBS
+        assert script.stem.partition("_")[0] in _VERBS  # patchify_transcripts: a verb and its kind

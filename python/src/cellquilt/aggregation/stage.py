@@ -119,11 +119,11 @@ def aggregate_slide(
                 )
             first = table_of(counts, outlines, channels)
             record.facts["dropped_by_reason"] = first.failed
-            paired = nuclei is not None and np.array_equal(nuclei.ids, outlines.ids)
+            paired = nuclei is not None and np.isin(nuclei.ids, outlines.ids).all()
             outlines, channels = outlines.take(first.kept), None if channels is None else channels.take(first.kept)
             write_shapes(delta.new_element("shapes", "cell_boundaries"), outlines)
             if nuclei is not None and paired:  # others are of another method, whose cells these are not
-                nuclei = nuclei.take(first.kept)
+                nuclei = nuclei.take(np.isin(nuclei.ids, outlines.ids))
                 write_shapes(delta.new_element("shapes", "nucleus_boundaries"), nuclei)
             if said is not None:
                 said.keep(first.kept)

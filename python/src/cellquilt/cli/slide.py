@@ -122,6 +122,7 @@ for _method in TRANSCRIPT_METHODS:
 
 @click.command()
 @click.argument("paths", type=_PATH, nargs=-1, required=True)
+@click.option("--prior", type=_PATH, help="Store with the cells that a method for transcripts started from.")
 @_output
 @_overwrite
 @settings_options("segmentation", "resources", own="resolve")

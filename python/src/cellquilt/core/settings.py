@@ -22,6 +22,12 @@ TECHNOLOGIES = ("merscope", "ome_tif", "xenium")
 METHODS = ("cellpose", "generic", "vendor")
 #: Methods that segment transcripts, with or without prior cells.
 TRANSCRIPT_METHODS = ("baysor", "proseg")
+#: What ``segmentation`` may be: one method, or one whose cells are the prior of a method for transcripts.
+CHAINS = (
+    *METHODS,
+    *TRANSCRIPT_METHODS,
+    *(f"{prior},{method}" for prior in METHODS for method in TRANSCRIPT_METHODS),
+)
 
 #: Group of settings → what it is about, and the pipeline stages that are handed its values.
 GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -33,21 +39,24 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "transcripts": ("Cutting transcripts into patches; prior cells", ("patchify_transcripts",)),
     "segmentation": (
         "Choice of the segmentation method",
-        ("patchify", "patchify_transcripts", "segment", "resolve", "preview"),
+        (
+            *("patchify", "segment", "resolve"),
+            *("patchify_transcripts", "segment_transcripts", "resolve_transcripts", "preview"),
+        ),
     ),
     "cellpose": ("Cellpose", ("patchify", "segment", "preview")),
     "generic": ("Any Python function as segmenter", ("patchify", "segment", "preview")),
-    "baysor": ("Baysor", ("patchify_transcripts", "segment")),
-    "proseg": ("Proseg", ("patchify_transcripts", "segment")),
-    "resolve": ("Putting patches together, nuclei to cells", ("resolve", "preview")),
+    "baysor": ("Baysor", ("patchify_transcripts", "segment_transcripts")),
+    "proseg": ("Proseg", ("patchify_transcripts", "segment_transcripts")),
+    "resolve": ("Putting patches together, nuclei to cells", ("resolve", "resolve_transcripts", "preview")),
     "aggregate": ("Counting transcripts and measuring channels", ("aggregate", "preview")),
     "compare": ("Comparing methods", ("compare",)),
     "report": ("Quality control and reports", ("report",)),
     "resources": (
         "Limits",
         (
-            *("convert", "tissue", "patchify", "patchify_transcripts", "segment", "resolve"),
-            *("aggregate", "compare", "report"),
+            *("convert", "tissue", "patchify", "segment", "resolve"),
+            *("patchify_transcripts", "segment_transcripts", "resolve_transcripts", "aggregate", "compare", "report"),
         ),
     ),
 }
@@ -300,7 +309,14 @@ SETTINGS: tuple[Setting, ...] = (
         aliases=("unassigned_value",),
     ),
     # --- segmentation
-    Setting("segmentation", "segmentation", "str", "cellpose", "Segmentation method.", choices=METHODS),
+    Setting(
+        "segmentation",
+        "segmentation",
+        "str",
+        "cellpose",
+        "Segmentation method; or two, the cells of the first being the prior of the second, which takes transcripts.",
+        choices=CHAINS,
+    ),
     Setting(
         "on_patch_error",
         "segmentation",

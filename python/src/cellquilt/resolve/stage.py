@@ -19,7 +19,6 @@ from cellquilt.core.transforms import Affine, apply, length_scale
 from cellquilt.resolve.choose import Windows, raster_order, resolve_cells
 from cellquilt.resolve.nuclei import expand_nuclei
 
-_RATIO_BINS = 20
 #: What the log says besides the number of cells, where it is not zero.
 _COUNTS = {
     "n_merged": "merged from cut copies",
@@ -39,12 +38,15 @@ def resolve_slide(
     *,
     settings: Settings,
     method: str | None = None,
+    prior: Path | None = None,
     output: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Make `nucleus_boundaries` and `cell_boundaries` of a slide.
 
-    Cells of a transcript-based method have the cell of every transcript with them; see `resolve.transcripts`.
+    Cells of a transcript-based method have the cell of every transcript with them; see `resolve.transcripts`. Where
+    they started from cells with a nucleus they have that nucleus, and the cells that they started from are kept under
+    the name of their own method, for example as `cellpose_boundaries`.
 
     Parameters
     ----------
@@ -56,6 +58,8 @@ def resolve_slide(
         Group ``resolve`` and the method.
     method
         The method whose results are taken from the store; default: that of the settings.
+    prior
+        Store with the cells that a transcript-based method started from; default: the slide's own.
     output
         Delta store to make; None adds the elements to `raw`.
     overwrite
@@ -78,7 +82,9 @@ def resolve_slide(
     if not results and method != "vendor":
         results = _results_in(store, method)
     if results and all(path.is_dir() for path in results):
-        return _resolve_transcripts(store, results, settings, record, output, overwrite)
+        return _resolve_transcripts(
+            store, Store(raw if prior is None else prior), results, settings, record, output, overwrite
+        )
     if method == "vendor":
         found = _vendor_cells(store, settings)
         facts: dict[str, Any] = {"method": "vendor", "n_cut": 0, "conflict_rate": 0.0, "patches": []}
@@ -101,21 +107,53 @@ def _tell(sample: str, record: Record, facts: dict[str, Any], n_cells: int) -> N
 
 
 def _resolve_transcripts(
-    store: Store, results: Sequence[Path], settings: Settings, record: Record, output: Path | None, overwrite: bool
+    store: Store,
+    prior: Store,
+    results: Sequence[Path],
+    settings: Settings,
+    record: Record,
+    output: Path | None,
+    overwrite: bool,
 ) -> Path:
     from cellquilt.resolve.transcripts import resolve_molecules
 
     frame = _image_frame(store)[0] if store.names("images") else None
     with tempfile.TemporaryDirectory() as scratch:
         found = resolve_molecules(store, results, frame, settings, Path(scratch))
-        shapes = _number(store.name, {"cell_boundaries": found.cells})
-        _tell(store.name, record, found.facts, len(found.cells))
+        cells = _number(store.name, {"cell_boundaries": found.cells})["cell_boundaries"]
+        shapes = {"cell_boundaries": cells, **_of_prior(prior, found.facts["tasks"], cells)}
+        _tell(store.name, record, found.facts, len(cells))
         with result_of(store, output, overwrite=overwrite) as delta:
-            element = delta.new_element("shapes", "cell_boundaries")
-            write_shapes(element, shapes["cell_boundaries"])
-            found.put_beside(element)
+            for name, table in sorted(shapes.items()):
+                write_shapes(delta.new_element("shapes", name), table)
+            found.put_beside(delta.new_element("shapes", "cell_boundaries"))
             delta.add_record(record.finish())
     return output or store.path
+
+
+def _of_prior(prior: Store, tasks: Sequence[dict[str, Any]], cells: ShapesTable) -> dict[str, ShapesTable]:
+    """The cells that a method started from, under their method's name, and the nuclei of those that became cells."""
+    said = [task.get("facts", {}).get("prior", {}) for task in tasks]
+    element = str(said[0].get("name")) if said and said[0].get("from") == "shapes" else ""
+    if element not in ("cell_boundaries", "nucleus_boundaries") or not prior.has("shapes", element):
+        return {}
+    made_by = [record["facts"].get("method") for record in prior.records if record["stage"] == "resolve"]
+    kept = {}
+    if made_by and made_by[-1] and prior.has("shapes", "cell_boundaries"):
+        kept = {f"{made_by[-1]}_boundaries": read_shapes(prior.element("shapes", "cell_boundaries"))}
+    if not prior.has("shapes", "nucleus_boundaries"):
+        return kept
+    nuclei = read_shapes(prior.element("shapes", "nucleus_boundaries"))
+    started_from = read_shapes(prior.element("shapes", element)).ids
+    # Of several cells that started from one (a copy a patch that all were kept), the first has the nucleus.
+    numbers, rows = np.unique(cells.columns["prior_cell"], return_index=True)
+    rows = np.sort(rows[numbers > 0])
+    wanted = started_from[cells.columns["prior_cell"][rows] - 1]
+    _, at, of_wanted = np.intersect1d(nuclei.ids, wanted, return_indices=True)
+    order = np.argsort(of_wanted)
+    own = nuclei.take(at[order])
+    own.ids = cells.ids[rows[of_wanted[order]]]
+    return {**kept, "nucleus_boundaries": own}
 
 
 def _image_frame(store: Store) -> tuple[dict[str, Affine], tuple[int, int]]:
@@ -167,18 +205,11 @@ def _from_patches(
             "nucleus_boundaries": table,
             "cell_boundaries": ShapesTable(table.ids, grown, dict(table.columns), transforms),
         }
-    counts, _ = np.histogram(resolution.overlap_ratios, bins=_RATIO_BINS, range=(0.0, 1.0))
     facts = {
         "method": settings["segmentation"],
         "expand_um": expand_um,
         "n_segmented": len(geometry),
-        "n_conflicts": resolution.n_conflicts,
-        "conflict_rate": resolution.conflict_rate,
-        "n_cut": resolution.n_cut,
-        "n_merged": resolution.n_merged,
-        "n_fragments": resolution.n_fragments,
-        "n_vanished": resolution.n_vanished,
-        "overlap_ratio_histogram": counts.tolist(),
+        **resolution.facts(),
         "patches": patches,
         "tasks": tasks,
     }

@@ -129,6 +129,7 @@ def segment_bundle(
         task.log.unlink(missing_ok=True)
     result = segment_patches(bundle, METHOD, task.segment, keep_going=values["on_patch_error"] == "skip")
     patches = result.patches
+    record.facts["prior"] = bundle.prior
     record.facts["n_objects"] = len(result.geometry)
     record.facts["n_failed"] = sum(1 for patch in patches if patch["error"] is not None)
     record.facts["n_outlines_from_molecules"] = sum(patch.get("n_outlines_from_molecules", 0) for patch in patches)

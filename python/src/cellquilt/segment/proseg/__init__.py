@@ -112,6 +112,7 @@ def segment_bundle(
         task.proseg = find_proseg(values["proseg_executable"])
         task.log.unlink(missing_ok=True)
     result = segment_patches(bundle, METHOD, task.segment, keep_going=values["on_patch_error"] == "skip")
+    record.facts["prior"] = bundle.prior
     record.facts["n_objects"] = len(result.geometry)
     record.facts["n_failed"] = sum(1 for patch in result.patches if patch["error"] is not None)
     record.facts["proseg_peak_rss_mb"] = max((run.peak_rss_mb for run in task.runs), default=0.0)
@@ -186,7 +187,13 @@ class _Task:
     def _run(self, folder: Path, record: dict[str, Any], contents: Contents) -> Ended:
         assert self.proseg is not None
         write_table(folder, self.bundle, record, contents)
-        options = arguments(self.values, folder, n_planes=contents.n_planes, with_nuclei=bool(contents.nuclear.any()))
+        options = arguments(
+            self.values,
+            folder,
+            n_planes=contents.n_planes,
+            with_nuclei=bool(contents.nuclear.any()),
+            factored=contents.can_be_factored,
+        )
         log = folder / "log.txt"
         try:
             ended = run_executable(

@@ -1,0 +1,23 @@
+process PATCHIFY_TRANSCRIPTS {
+    tag "${meta.id}"
+    label 'process_medium'
+    label 'env_core'
+
+    input:
+    tuple val(meta), val(method), val(settings), path(raw), path(prior)
+
+    output:
+    tuple val(meta), path('bundles/bundle_*.zarr', type: 'dir', arity: '1..*')           , emit: bundles
+    tuple val(meta), path("${meta.id}.transcript_patches.zarr", type: 'dir', arity: '1') , emit: store
+
+    script:
+    def cells = prior ? "--cells ${prior}" : ''
+    """
+    patchify_transcripts.py ${raw} --method ${method} ${cells} --bundles bundles --output ${meta.id}.transcript_patches.zarr --settings '${settings}'
+    """
+
+    stub:
+    """
+    mkdir -p ${meta.id}.transcript_patches.zarr bundles/bundle_000.zarr bundles/bundle_001.zarr
+    """
+}

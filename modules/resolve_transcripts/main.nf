@@ -1,0 +1,22 @@
+process RESOLVE_TRANSCRIPTS {
+    tag "${meta.id}"
+    label 'process_medium'
+    label 'env_core'
+
+    input:
+    tuple val(meta), val(settings), path(raw), path(prior), path(results)
+
+    output:
+    tuple val(meta), path("${meta.id}.molecules.zarr", type: 'dir', arity: '1'), emit: store
+
+    script:
+    def cells = prior ? "--prior ${prior}" : ''
+    """
+    resolve.py ${raw} ${results} ${cells} --output ${meta.id}.molecules.zarr --settings '${settings}'
+    """
+
+    stub:
+    """
+    mkdir ${meta.id}.molecules.zarr
+    """
+}

@@ -1,0 +1,21 @@
+process SEGMENT_BAYSOR {
+    tag "${group.id}:${bundle.baseName}"
+    label 'process_high'
+    label 'env_baysor'
+
+    input:
+    tuple val(group), val(settings), path(bundle)
+
+    output:
+    tuple val(group), path("${bundle.baseName}.result", type: 'dir', arity: '1'), emit: cells
+
+    script:
+    """
+    segment.py baysor ${bundle} --output ${bundle.baseName}.result --settings '${settings}'
+    """
+
+    stub:
+    """
+    mkdir ${bundle.baseName}.result
+    """
+}

@@ -1,0 +1,21 @@
+process SEGMENT_PROSEG {
+    tag "${group.id}:${bundle.baseName}"
+    label 'process_high'
+    label 'env_proseg'
+
+    input:
+    tuple val(group), val(settings), path(bundle)
+
+    output:
+    tuple val(group), path("${bundle.baseName}.result", type: 'dir', arity: '1'), emit: cells
+
+    script:
+    """
+    segment.py proseg ${bundle} --output ${bundle.baseName}.result --settings '${settings}'
+    """
+
+    stub:
+    """
+    mkdir ${bundle.baseName}.result
+    """
+}

@@ -1,0 +1,24 @@
+/*
+ * The results of a slide's bundles, brought together as soon as all of them are back, in the order of the patches.
+ * A task that is given up leaves its group short: `remainder` hands it on all the same, so that its slide fails by name.
+ */
+workflow GATHER_BUNDLES {
+    take:
+    results_ch // [groupKey(meta, number of bundles), bundle_003.cells.parquet]
+
+    main:
+    gathered_ch = results_ch
+        .groupTuple(remainder: true)
+        .map { group, results -> [group.target, group.groupSize, results.sort { file -> file.name }] }
+        .branch { _meta, n_bundles, results ->
+            complete: results.size() == n_bundles
+            failed: true
+        }
+    gathered_ch.failed.subscribe { meta, n_bundles, results ->
+        log.error("${meta.id}: only ${results.size()} of ${n_bundles} bundles of patches came back; the slide fails")
+    }
+    complete_ch = gathered_ch.complete.map { meta, _n_bundles, results -> [meta, results] }
+
+    emit:
+    complete_ch // [meta, [bundle_000.cells.parquet, bundle_001.cells.parquet, …]]
+}
