@@ -131,6 +131,27 @@ class Rings:
             self.exterior[rings],
         )
 
+    @classmethod
+    def join(cls, parts: "Sequence[Rings]") -> "Rings":
+        """The polygons of several, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            np.concatenate([np.empty((0, 2)), *(part.coords for part in parts)]),
+            _joined_offsets([part.ring_offsets for part in parts]),
+            _joined_offsets([part.polygon_offsets for part in parts]),
+            np.concatenate([np.empty(0, dtype=bool), *(part.exterior for part in parts)]),
+        )
+
+    def n_parts(self) -> NDArray[np.int64]:
+        """(n_polygons,) int64: 0 for an empty one."""
+        starts: NDArray[np.int64] = offsets_of(self.exterior.astype(np.int64))[self.polygon_offsets]
+        return starts[1:] - starts[:-1]
+
+    def on_lattice(self) -> NDArray[np.bool_]:
+        """(n_polygons,) bool: all coordinates are whole numbers."""
+        return _on_lattice(self.coords, self.ring_offsets, self.polygon_offsets)
+
     def bounds(self) -> NDArray[np.float64]:
         """(n_polygons, 4) float64: min x, min y, max x, max y; NaN for a polygon without rings."""
         return _bounds(self.coords, self.ring_offsets, self.polygon_offsets)
@@ -158,6 +179,11 @@ def offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return out
 
 
+def _joined_offsets(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Offsets of runs, one list of them after the other."""
+    return offsets_of(np.concatenate([np.empty(0, dtype=np.int64), *(np.diff(part) for part in parts)]))
+
+
 def ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.int64]:
     """All integers of the half-open ranges ``starts[i] .. stops[i]``, one range after the other."""
     lengths = stops - starts
@@ -182,6 +208,17 @@ def _bounds(coords, ring_offsets, polygon_offsets):
             y0 = min(y0, coords[i, 1])
             y1 = max(y1, coords[i, 1])
         out[p, 0], out[p, 1], out[p, 2], out[p, 3] = x0, y0, x1, y1
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _on_lattice(coords, ring_offsets, polygon_offsets):
+    out = np.ones(polygon_offsets.size - 1, dtype=np.bool_)
+    for p in range(out.size):
+        for i in range(ring_offsets[polygon_offsets[p]], ring_offsets[polygon_offsets[p + 1]]):
+            if coords[i, 0] != np.floor(coords[i, 0]) or coords[i, 1] != np.floor(coords[i, 1]):
+                out[p] = False
+                break
     return out
 
 

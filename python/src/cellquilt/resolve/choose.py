@@ -31,17 +31,17 @@ Nothing here depends on the order of cells or the numbering of patches.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numba
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from cellquilt.geometry.packed import HeldPolygons, PackedPolygons, Polygons, polygons_of
 from cellquilt.geometry.polygonize import simple_cells
-from cellquilt.geometry.polygons import Rings
-from cellquilt.resolve.overlaps import overlapping_pairs, split_overlaps
-from cellquilt.resolve.pairs import box_pairs, neighbours_of, overlap_areas
+from cellquilt.resolve.overlaps import overlapping_pairs, split_polygons
+from cellquilt.resolve.pairs import box_pairs, neighbours_of, shared_areas
 
 RULES = ("choose", "union")
 
@@ -81,13 +81,13 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class Resolution:
+class Resolution[Geometry: (NDArray[np.object_], PackedPolygons)]:
     """What `resolve_cells` decided.
 
     Attributes
     ----------
     geometry
-        (n,) the cells, in raster order of their centroids.
+        (n,) the cells, in raster order of their centroids; packed if the input was.
     source
         (n,) int64, the position in the input of each cell; of a merged one, of its first copy in the total order.
     merged
@@ -116,7 +116,7 @@ class Resolution:
         How many kept cells had no square left after the split of overlaps, and so are not among the cells.
     """
 
-    geometry: NDArray[np.object_]
+    geometry: Geometry
     source: NDArray[np.int64]
     merged: NDArray[np.bool_]
     cut: NDArray[np.bool_]
@@ -144,8 +144,8 @@ class Resolution:
         }
 
 
-def resolve_cells(
-    geometry: NDArray[np.object_],
+def resolve_cells[Geometry: (NDArray[np.object_], PackedPolygons)](
+    geometry: Geometry,
     patch: NDArray[np.integer],
     cut: NDArray[np.bool_],
     depth: NDArray[np.floating],
@@ -155,7 +155,7 @@ def resolve_cells(
     split: bool | None = None,
     step: float = 1.0,
     windows: Windows | None = None,
-) -> Resolution:
+) -> Resolution[Geometry]:
     """Reduce the cells of all patches to one each.
 
     Parameters
@@ -184,8 +184,8 @@ def resolve_cells(
     -------
     Resolution
     """
-    geometry = np.asarray(geometry, dtype=object).ravel()
-    n = geometry.size
+    polygons = polygons_of(geometry)
+    n = len(polygons)
     patch, cut, depth = np.asarray(patch), np.asarray(cut, dtype=bool), np.asarray(depth, dtype=np.float64)
     for name, column in (("patch", patch), ("cut", cut), ("depth", depth)):
         if column.shape != (n,):
@@ -201,20 +201,20 @@ def resolve_cells(
     code = np.unique(np.concatenate([patch, windows.patch]), return_inverse=True)[1].astype(np.int64)
     patch, windows = code[:n], Windows(code[n:], np.asarray(windows.bounds, dtype=np.float64).reshape(-1, 4))
 
-    all_rings = Rings.from_shapely(geometry)
-    bounds, measures = all_rings.bounds(), all_rings.measures()
+    traits = polygons.traits
+    bounds, areas = traits.bounds, traits.measures[:, 0]
     a, b = box_pairs(bounds, patch)
     near, position = np.unique(np.concatenate([a, b]), return_inverse=True)
+    # The pairs lie in the order of patches here, so that those of one block lie in one place.
+    shared = shared_areas(polygons, a, b)
     a, b = position.reshape(2, -1).astype(np.int64)
-    rank = _total_order(geometry[near], bounds[near], measures[near, 0], patch[near], cut[near], depth[near])
+    rank = _total_order(polygons.take(near), bounds[near], areas[near], patch[near], cut[near], depth[near])
     # From here on the cells near others of another patch are numbered by their rank: number 0 wins against all.
     near = near[np.argsort(rank)]
     a, b = np.sort(np.stack([rank[a], rank[b]]), axis=0)
     place = np.lexsort((b, a))
-    a, b = a[place], b[place]
-    areas = measures[near, 0]
-    shared = overlap_areas(all_rings.take(near), a, b)
-    smaller = np.minimum(areas[a], areas[b])
+    a, b, shared = a[place], b[place], shared[place]
+    smaller = np.minimum(areas[near[a]], areas[near[b]])
     real = shared > 1e-9 * smaller
     a, b, ratio = a[real], b[real], np.minimum(shared[real] / smaller[real], 1.0)
     compete = ratio >= threshold
@@ -228,27 +228,27 @@ def resolve_cells(
         far[alone[fragment]] = False
         kept, group, n_near = _choose(a[compete], b[compete], bounds[near], patch[near], cut[near], windows)
         n_fragments = int(fragment.sum()) + n_near
-        cells, sources, merged = _unite(geometry[near], kept, group)
+        unions, sources, merged = _unite(polygons.take(near), kept, group)
     else:
-        cells, sources, merged, group = _merge_pairs(geometry[near], a, b, ratio, threshold)
+        unions, sources, merged, group = _merge_pairs(polygons.take(near), a, b, ratio, threshold)
     first_copy = np.where(far, np.arange(n), -1)
     first_copy[near[group >= 0]] = near[group[group >= 0]]
-    cells = np.concatenate([geometry[far], cells])
     source = np.concatenate([np.flatnonzero(far), near[sources]])
     merged = np.concatenate([np.zeros(int(far.sum()), dtype=bool), merged])
-    bounds, measures = bounds[source], measures[source]
-    united = Rings.from_shapely(cells[merged])
-    bounds[merged], measures[merged] = united.bounds(), united.measures()
-    order = _raster_order(cells, bounds, measures)
-    cells, source, merged = cells[order], source[order], merged[order]
+    cells = polygons.take(source)
+    if merged.any():
+        cells = cells.replaced([(np.flatnonzero(merged), unions)])
+    order = raster_order(cells)
+    cells, source, merged = cells.take(order), source[order], merged[order]
     if split if split is not None else rule == "choose":
-        cells = split_overlaps(cells, step=step, pairs=overlapping_pairs(cells, bounds[order]))
-    left = ~shapely.is_empty(cells)
+        cells = split_polygons(cells, step=step, pairs=overlapping_pairs(cells))
+    left = cells.traits.n_parts > 0
     still_cut = cut[source] & left
     place = np.full(n + 1, -1, dtype=np.int64)
     place[source[left]] = np.arange(int(left.sum()))
+    cells = cells.take(np.flatnonzero(left))
     return Resolution(
-        geometry=cells[left],
+        geometry=cast(Geometry, cells.objects() if isinstance(cells, HeldPolygons) else cells),
         source=source[left],
         merged=merged[left],
         cut=still_cut[left],
@@ -264,25 +264,22 @@ def resolve_cells(
     )
 
 
-def raster_order(geometry: NDArray[np.object_]) -> NDArray[np.int64]:
+def raster_order(geometry: NDArray[np.object_] | Polygons) -> NDArray[np.int64]:
     """Positions that sort polygons by their centroid's y, then x, then by area, bounds and coordinates.
 
     The order of the result does not depend on the order of the input; only equal polygons stay as they come. Missing
     and empty ones are last.
     """
-    rings = Rings.from_shapely(geometry)
-    return _raster_order(np.asarray(geometry, dtype=object).ravel(), rings.bounds(), rings.measures())
-
-
-def _raster_order(geometry, bounds, measures):
+    polygons = polygons_of(geometry)
+    bounds, measures = polygons.traits.bounds, polygons.traits.measures
     # Rounded, so that the last digits of a sum do not decide between cells side by side.
     keys = [np.round(measures[:, 2], 6), np.round(measures[:, 1], 6)]
-    return _order_by(geometry, bounds, measures[:, 0], keys)[0]
+    return _order_by(polygons, bounds, measures[:, 0], keys)[0]
 
 
-def _order_by(geometry, bounds, areas, keys):
+def _order_by(polygons, bounds, areas, keys):
     """Order by the keys, then larger area, bounds and coordinates; and a dense rank that equal polygons share."""
-    n = len(geometry)
+    n = len(polygons)
     order = np.lexsort(keys[::-1])
     run = _runs(order, keys)
     # The further keys only where the first ones leave ties, which is rare: sorting by all of them is slow.
@@ -296,8 +293,9 @@ def _order_by(geometry, bounds, areas, keys):
     dense = run
     if tied.size:
         # All else is equal: compare the coordinates themselves, from a fixed first vertex on.
-        text = shapely.to_wkb(shapely.normalize(geometry[order[tied]]))
-        text[shapely.is_missing(geometry[order[tied]])] = b""
+        equal = polygons.objects(order[tied])
+        text = shapely.to_wkb(shapely.normalize(equal))
+        text[shapely.is_missing(equal)] = b""
         code = np.unique(text, return_inverse=True)[1]
         again = np.lexsort((order[tied], code, run[tied]))
         order[tied] = order[tied][again]
@@ -327,10 +325,10 @@ def _tied(run):
     return np.flatnonzero(tied)
 
 
-def _total_order(geometry, bounds, areas, patch, cut, depth):
+def _total_order(polygons, bounds, areas, patch, cut, depth):
     """(n,) int64: each cell's place in the total order, 0 first."""
-    n = len(geometry)
-    _, rank = _order_by(geometry, bounds, areas, [cut.astype(np.float64), -depth])
+    n = len(polygons)
+    _, rank = _order_by(polygons, bounds, areas, [cut.astype(np.float64), -depth])
     patch_rank = np.zeros(n, dtype=np.int64)
     if n and np.bincount(rank).max() > 1:
         # Equal cells of different patches: the patches' numbers must not decide, their contents may. Patches with the
@@ -453,36 +451,35 @@ def _components(alive, offsets, partners):
     return out
 
 
-def _unite(geometry, kept, group):
-    """The kept cells, those with a group as the union of it."""
+def _unite(polygons, kept, group):
+    """The kept cells, and the unions that take the place of those with a group."""
     winners = np.flatnonzero(kept)
-    cells = geometry[winners].copy()
-    place = np.full(geometry.size + 1, -1, dtype=np.int64)
+    place = np.full(len(polygons) + 1, -1, dtype=np.int64)
     place[winners] = np.arange(winners.size)
-    others = np.flatnonzero((group >= 0) & (group != np.arange(group.size)))
+    others = np.flatnonzero((group >= 0) & (group != np.arange(len(polygons))))
     others = others[np.argsort(group[others], kind="stable")]
-    owner = place[group[others]]
+    owners, owner = np.unique(place[group[others]], return_inverse=True)
     merged = np.zeros(winners.size, dtype=bool)
-    merged[owner] = True
+    merged[owners] = True
+    unions, parts = polygons.objects(winners[owners]), polygons.objects(others)
     while owner.size:  # one round for each further copy: at most as many as patches meet in a place
         first = np.ones(owner.size, dtype=bool)
         first[1:] = owner[1:] != owner[:-1]
-        cells[owner[first]] = shapely.union(cells[owner[first]], geometry[others[first]])
-        owner, others = owner[~first], others[~first]
+        unions[owner[first]] = shapely.union(unions[owner[first]], parts[first])
+        owner, parts = owner[~first], parts[~first]
     # No vertices in line, and a start that does not depend on how the union was made.
-    cells[merged] = shapely.normalize(shapely.simplify(cells[merged], 0))
-    return cells, winners, merged
+    return shapely.normalize(shapely.simplify(unions, 0)), winners, merged
 
 
-def _merge_pairs(geometry, a, b, ratio, threshold):
+def _merge_pairs(polygons, a, b, ratio, threshold):
     """Sopa's rule: pair by pair, replace both by the largest part of their union if they share enough *now*.
 
     One merge decides the next, so this is a loop; but only over pairs that merge or touch something merged.
     """
-    n = geometry.size
+    n = len(polygons)
     current = np.arange(n)  # the pool's cell that stands for each input cell
     members = [[i] for i in range(n)]
-    pool = list(geometry)
+    pool = list(polygons.objects())
     changed = np.zeros(n, dtype=bool)
     for i, j, share in zip(a.tolist(), b.tolist(), ratio.tolist(), strict=True):
         p, q = int(current[i]), int(current[j])
@@ -502,8 +499,7 @@ def _merge_pairs(geometry, a, b, ratio, threshold):
             current[members[-1]] = len(pool) - 1
             changed[members[-1]] = True
     final, first, group = np.unique(current, return_index=True, return_inverse=True)  # `first` is the best ranked copy
-    cells = np.empty(final.size, dtype=object)
-    cells[:] = [pool[k] for k in final.tolist()]
     merged = changed[first]
-    cells[merged] = shapely.normalize(shapely.simplify(cells[merged], 0))
-    return cells, first, merged, first[group]
+    unions = np.empty(int(merged.sum()), dtype=object)
+    unions[:] = [pool[k] for k in final[merged].tolist()]
+    return shapely.normalize(shapely.simplify(unions, 0)), first, merged, first[group]

@@ -8,18 +8,21 @@ Polygons on the lattice of the raster (those made from labels) stay on it. Of ot
 the resolution of the raster; everything else of their outlines stays as it is.
 """
 
+from collections.abc import Iterator
+
 import numba
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
 from cellquilt.geometry.expand import squared_distance
+from cellquilt.geometry.packed import Part, Polygons, polygons_of
 from cellquilt.geometry.polygonize import labels_to_rings
 from cellquilt.geometry.polygons import Rings, offsets_of, ranges
 from cellquilt.geometry.rasterize import row_crossings
-from cellquilt.resolve.pairs import box_pairs, neighbours_of, overlap_areas
+from cellquilt.resolve.pairs import box_pairs, neighbours_of, shared_areas
 
-_CHUNK_PX = 8_000_000  # squares of windows held at once: bounds the memory to about 0.3 GB
+_CHUNK_PX = 4_000_000  # squares of windows held at once: bounds the memory to about 0.15 GB
 _POLYGONAL = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 
 
@@ -46,48 +49,39 @@ def split_overlaps(
         (n,) in the same order; those without overlap are the same objects. Empty where nothing was left, which
         happens to the later one of two that cover the same squares.
     """
-    geometry = np.asarray(geometry, dtype=object).ravel()
+    return split_polygons(polygons_of(geometry), step=step, pairs=pairs).objects()
+
+
+def split_polygons(
+    polygons: Polygons, *, step: float = 1.0, pairs: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+) -> Polygons:
+    """`split_overlaps` of polygons that need not be held as objects."""
     if not step > 0:
         raise ValueError(f"step must be positive, got {step}")
-    if pairs is None:
-        pairs = overlapping_pairs(geometry)
-    first, second = pairs
+    first, second = overlapping_pairs(polygons) if pairs is None else pairs
     if len(first) == 0:
-        return geometry.copy()
+        return polygons.replaced([])
     involved, position = np.unique(np.concatenate([first, second]), return_inverse=True)
     a, b = np.sort(position.reshape(2, -1).astype(np.int64), axis=0)
-    out = geometry.copy()
-    out[involved] = _split(geometry[involved], a, b, step)
-    return out
+    parts = _split(polygons.take(involved), a, b, step)
+    return polygons.replaced((involved[cells], part) for cells, part in parts)
 
 
-def overlapping_pairs(
-    geometry: NDArray[np.object_], bounds: NDArray[np.float64] | None = None
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions of all pairs of polygons that share area (more than rounding makes).
-
-    `bounds` (n, 4) saves a pass over the polygons where they are known.
-    """
-    geometry = np.asarray(geometry, dtype=object).ravel()
-    a, b = box_pairs(shapely.bounds(geometry) if bounds is None else bounds)
-    if a.size == 0:
-        return a, b
-    candidates, position = np.unique(np.concatenate([a, b]), return_inverse=True)
-    rings = Rings.from_shapely(geometry[candidates])
-    i, j = position.reshape(2, -1)
-    shared = overlap_areas(rings, i, j)
-    areas = rings.areas()
-    real = shared > 1e-9 * np.minimum(areas[i], areas[j])
+def overlapping_pairs(geometry: NDArray[np.object_] | Polygons) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions of all pairs of polygons that share area (more than rounding makes)."""
+    polygons = polygons_of(geometry)
+    traits = polygons.traits
+    a, b = box_pairs(traits.bounds)
+    areas = traits.measures[:, 0]
+    real = shared_areas(polygons, a, b) > 1e-9 * np.minimum(areas[a], areas[b])
     return a[real], b[real]
 
 
-def _split(geometry: NDArray[np.object_], a: NDArray[np.int64], b: NDArray[np.int64], step: float):
-    rings = Rings.from_shapely(geometry)
-    rings = Rings(rings.coords / step, rings.ring_offsets, rings.polygon_offsets, rings.exterior)
-    on_lattice = _on_lattice(rings)
-    windows = _windows(rings)
-    offsets, partners = neighbours_of(len(geometry), a, b)
-    out = geometry.copy()
+def _split(polygons: Polygons, a: NDArray[np.int64], b: NDArray[np.int64], step: float) -> Iterator[Part]:
+    """What is left of the polygons, all of which overlap others, some thousand at a time."""
+    n = len(polygons)
+    windows = _windows(polygons.traits.bounds / step)
+    offsets, partners = neighbours_of(n, a, b)
     # Neighbours in space are neighbours in the order of work, so that few windows are made twice.
     size = max(float((windows[:, 2:] - windows[:, :2]).max()), 1.0) * 16
     order = np.lexsort((windows[:, 0], windows[:, 1] // size))
@@ -95,16 +89,23 @@ def _split(geometry: NDArray[np.object_], a: NDArray[np.int64], b: NDArray[np.in
     chunk_of = pixels // _CHUNK_PX
     for chunk in np.split(order, np.flatnonzero(np.diff(chunk_of)) + 1):
         held = np.unique(np.concatenate([chunk, partners[ranges(offsets[chunk], offsets[chunk + 1])]]))
+        there = np.unique(np.concatenate([held, partners[ranges(offsets[held], offsets[held + 1])]]))
+        rings = polygons.rings(there)
+        rings = Rings(rings.coords / step, rings.ring_offsets, rings.polygon_offsets, rings.exterior)
+        number = np.full(n, -1, dtype=np.int64)
+        number[there] = np.arange(there.size)
         sizes = (windows[held, 2] - windows[held, 0]) * (windows[held, 3] - windows[held, 1])
-        slot = np.full(len(geometry), -1, dtype=np.int64)
+        slot = np.full(n, -1, dtype=np.int64)
         slot[held] = offsets_of(sizes)[:-1]
         distance = np.empty(int(sizes.sum()), dtype=np.int32)
         covered = np.empty(distance.size, dtype=np.bool_)
         _own_ground(
-            rings.coords, rings.ring_offsets, rings.polygon_offsets, held, windows, offsets, partners, slot,
+            rings.coords, rings.ring_offsets, rings.polygon_offsets, number, held, windows, offsets, partners, slot,
             distance, covered,
         )  # fmt: skip
         # A cell is traced on the lattice if it and all it overlaps lie there; other pairs are cut geometrically.
+        on_lattice = np.zeros(n, dtype=bool)
+        on_lattice[there] = rings.on_lattice()
         pure = on_lattice[chunk] & _all_partners(on_lattice, offsets, partners, chunk)
         lattice = chunk[pure]
         if lattice.size:
@@ -115,15 +116,16 @@ def _split(geometry: NDArray[np.object_], a: NDArray[np.int64], b: NDArray[np.in
             shift = windows[lattice[ids - 1], :2] - place[ids - 1]
             vertices = np.diff(kept.ring_offsets[kept.polygon_offsets])
             coords = (kept.coords + np.repeat(shift, vertices, axis=0)) * step
-            out[lattice] = shapely.Polygon()
-            out[lattice[ids - 1]] = Rings(coords, kept.ring_offsets, kept.polygon_offsets, kept.exterior).to_shapely()
+            lost = np.ones(lattice.size, dtype=bool)
+            lost[ids - 1] = False
+            yield lattice[lost], np.full(int(lost.sum()), shapely.Polygon(), dtype=object)
+            yield lattice[ids - 1], Rings(coords, kept.ring_offsets, kept.polygon_offsets, kept.exterior)
         rest = chunk[~pure]
         if rest.size:
-            out[rest] = _cut(geometry, rest, windows, offsets, partners, slot, distance, step)
-    return out
+            yield rest, _cut(polygons, rest, windows, offsets, partners, slot, distance, step)
 
 
-def _cut(geometry, cells, windows, offsets, partners, slot, distance, step):
+def _cut(polygons, cells, windows, offsets, partners, slot, distance, step):
     """Take off each cell, neighbour by neighbour, the squares where the neighbour's ground is nearer."""
     n_partners = offsets[cells + 1] - offsets[cells]
     i = np.repeat(cells, n_partners)
@@ -139,10 +141,10 @@ def _cut(geometry, cells, windows, offsets, partners, slot, distance, step):
     vertices = np.diff(squares.ring_offsets[squares.polygon_offsets])
     coords = (squares.coords + np.repeat(shift, vertices, axis=0)) * step
     lost = Rings(coords, squares.ring_offsets, squares.polygon_offsets, squares.exterior).to_shapely()
-    lost = shapely.intersection(lost, geometry[j[ids - 1]])
+    lost = shapely.intersection(lost, polygons.objects(j[ids - 1]))
     mixed = ~np.isin(shapely.get_type_id(lost), _POLYGONAL)
     lost[mixed] = shapely.buffer(lost[mixed], 0)  # drops the points and lines of a mixed collection
-    out = geometry[cells].copy()
+    out = polygons.objects(cells)
     owner = np.searchsorted(np.cumsum(n_partners), ids - 1, side="right")
     while owner.size:  # as many rounds as one cell has neighbours that overlap it
         first = np.ones(owner.size, dtype=bool)
@@ -152,16 +154,9 @@ def _cut(geometry, cells, windows, offsets, partners, slot, distance, step):
     return out
 
 
-def _on_lattice(rings: Rings) -> NDArray[np.bool_]:
-    whole = (rings.coords == np.floor(rings.coords)).all(axis=1)
-    starts = rings.ring_offsets[rings.polygon_offsets]
-    counts = np.concatenate([[0], np.cumsum(~whole)])
-    return counts[starts[1:]] == counts[starts[:-1]]
-
-
-def _windows(rings: Rings) -> NDArray[np.int64]:
+def _windows(bounds: NDArray[np.float64]) -> NDArray[np.int64]:
     """(n, 4) x0, y0, x1, y1 of the squares that hold each polygon."""
-    bounds = np.nan_to_num(rings.bounds())
+    bounds = np.nan_to_num(bounds)
     return np.column_stack([np.floor(bounds[:, :2]), np.ceil(bounds[:, 2:])]).astype(np.int64)
 
 
@@ -196,11 +191,11 @@ def _fill_shelves(width, height, total, place):
 
 @numba.njit(cache=True, nogil=True)
 def _own_ground(
-    coords, ring_offsets, polygon_offsets, held, windows, offsets, partners, slot, distance, covered
+    coords, ring_offsets, polygon_offsets, number, held, windows, offsets, partners, slot, distance, covered
 ):  # fmt: skip
     """For each held cell, in its window: the squares it covers, and the squared distance to those it alone covers.
 
-    -1 everywhere if it covers none alone.
+    -1 everywhere if it covers none alone. `number` is a cell's place among the polygons given.
     """
     starts = np.empty(1024, dtype=np.int64)
     xs = np.empty(256, dtype=np.float64)
@@ -213,12 +208,13 @@ def _own_ground(
         # The cell itself, then its neighbours over it.
         for k in range(offsets[c] - 1, offsets[c + 1]):
             p = c if k < offsets[c] else partners[k]
+            q = number[p]
             row = max(windows[p, 1], y0)
             n_rows = min(windows[p, 3], y1) - row
             if n_rows <= 0:
                 continue
             xs = row_crossings(
-                coords, polygon_offsets[p], polygon_offsets[p + 1], ring_offsets, row, n_rows, starts, xs
+                coords, polygon_offsets[q], polygon_offsets[q + 1], ring_offsets, row, n_rows, starts, xs
             )
             for i in range(n_rows):
                 for e in range(starts[i], starts[i + 1] - 1, 2):

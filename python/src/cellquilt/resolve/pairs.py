@@ -4,7 +4,10 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from cellquilt.geometry.packed import Polygons
 from cellquilt.geometry.polygons import Rings, offsets_of
+
+_PAIRS_AT_ONCE = 8192
 
 
 def box_pairs(
@@ -75,6 +78,17 @@ def overlap_areas(rings: Rings, a: NDArray[np.int64], b: NDArray[np.int64]) -> N
         np.ascontiguousarray(a, dtype=np.int64),
         np.ascontiguousarray(b, dtype=np.int64),
     )
+
+
+def shared_areas(polygons: Polygons, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
+    """`overlap_areas` of many polygons, some thousand pairs at a time: quickest if successive pairs are near."""
+    out = np.empty(a.size)
+    for start in range(0, a.size, _PAIRS_AT_ONCE):
+        pairs = np.stack([a[start : start + _PAIRS_AT_ONCE], b[start : start + _PAIRS_AT_ONCE]])
+        held, position = np.unique(pairs, return_inverse=True)
+        i, j = position.reshape(2, -1)
+        out[start : start + _PAIRS_AT_ONCE] = overlap_areas(polygons.rings(held), i, j)
+    return out
 
 
 def neighbours_of(n: int, a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,0 +1,319 @@
+"""More polygons than memory holds as objects.
+
+A polygon as an object of shapely takes 16 bytes a vertex and some hundred more, and every step makes a further copy.
+Outlines on the pixel lattice are a few corners after each other: packed as compressed differences they take 30 to 50
+bytes a polygon, about what is known of each (bounds, area, centre) takes beside it. So a slide's polygons are packed
+once, and every step unpacks those of the place that it works on.
+
+`PackedPolygons` and `HeldPolygons` (an array of shapely's objects) are used alike; `polygons_of` wraps what it gets.
+Neither changes: `take` and `replaced` give new ones, which share what they can.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numba
+import numpy as np
+import pyarrow as pa
+import shapely
+from numpy.typing import NDArray
+
+from cellquilt.geometry.polygons import Rings, offsets_of
+
+Index = NDArray[np.integer]
+#: Positions, and the polygons that are there from now on.
+Part = tuple[Index, "Rings | NDArray[np.object_]"]
+
+_BLOCK = 1024  # polygons that are unpacked together
+_CODEC = pa.Codec("zstd", compression_level=1)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What is known of polygons without holding them.
+
+    Attributes
+    ----------
+    bounds
+        (n, 4) float64, as `Rings.bounds`.
+    measures
+        (n, 3) float64: area and centroid, as `Rings.measures`.
+    n_parts
+        (n,) int32, 0 for an empty polygon.
+    on_lattice
+        (n,) bool, all coordinates are whole numbers.
+    """
+
+    bounds: NDArray[np.float64]
+    measures: NDArray[np.float64]
+    n_parts: NDArray[np.int32]
+    on_lattice: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, rings: Rings) -> "Traits":
+        """Measured."""
+        return cls(rings.bounds(), rings.measures(), rings.n_parts().astype(np.int32), rings.on_lattice())
+
+    @classmethod
+    def join(cls, parts: "list[Traits]") -> "Traits":
+        """One after the other."""
+        parts = parts or [cls.of(Rings.from_shapely([]))]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
+
+    def take(self, index: Index) -> "Traits":
+        """Of some of the polygons."""
+        return Traits(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+    def put(self, index: Index, others: "Traits") -> None:
+        """Replace those of some polygons; only of traits that nothing else uses."""
+        for name in self.__dataclass_fields__:
+            getattr(self, name)[index] = getattr(others, name)
+
+
+class HeldPolygons:
+    """An array of shapely's polygons.
+
+    Parameters
+    ----------
+    geometry
+        (n,) Polygons and MultiPolygons.
+    """
+
+    def __init__(self, geometry: NDArray[np.object_], traits: Traits | None = None) -> None:
+        self._geometry = geometry
+        self._traits = traits
+
+    def __len__(self) -> int:
+        return len(self._geometry)
+
+    @property
+    def traits(self) -> Traits:
+        """Of all polygons."""
+        if self._traits is None:
+            blocks = range(0, len(self), 8 * _BLOCK)
+            self._traits = Traits.join(
+                [Traits.of(Rings.from_shapely(self._geometry[k : k + 8 * _BLOCK])) for k in blocks]
+            )
+        return self._traits
+
+    def rings(self, index: Index) -> Rings:
+        """Those at the given positions, as arrays."""
+        return Rings.from_shapely(self._geometry[index])
+
+    def objects(self, index: Index | None = None) -> NDArray[np.object_]:
+        """Those at the given positions, or all, as shapely's objects."""
+        return self._geometry if index is None else self._geometry[index]
+
+    def take(self, index: Index) -> "HeldPolygons":
+        """Those at the given positions, in that order."""
+        return HeldPolygons(self._geometry[index], None if self._traits is None else self._traits.take(index))
+
+    def replaced(self, parts: Iterable[Part]) -> "HeldPolygons":
+        """The same with others in some positions; each is in one part at most."""
+        geometry = self._geometry.copy()
+        traits = self._traits and self._traits.take(np.arange(len(self)))
+        for index, part in parts:
+            if traits is not None:
+                traits.put(index, Traits.of(_as_rings(part)))
+            geometry[index] = part.to_shapely() if isinstance(part, Rings) else part
+        return HeldPolygons(geometry, traits)
+
+    def blank(self) -> "HeldPolygons":
+        """As many empty ones."""
+        return HeldPolygons(np.full(len(self), shapely.Polygon(), dtype=object))
+
+
+def _as_rings(part: Rings | NDArray[np.object_]) -> Rings:
+    return part if isinstance(part, Rings) else Rings.from_shapely(part)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Polygons as compressed bytes.
+
+    Attributes
+    ----------
+    data
+        Compressed one after the other: rings a polygon and vertices a ring (int32), whether a ring starts a part
+        (bool), and the coordinates: differences from vertex to vertex, all x, then all y, or as they are (float64).
+    n_polygons, n_rings, n_vertices
+        How many there are.
+    kind
+        Type of the coordinates in `data`.
+    origin
+        First vertex, where the others are differences.
+    """
+
+    data: bytes
+    n_polygons: int
+    n_rings: int
+    n_vertices: int
+    kind: np.dtype[Any]
+    origin: tuple[float, float]
+
+    @classmethod
+    def of(cls, rings: Rings) -> "_Block":
+        coords: NDArray[Any] = np.ascontiguousarray(rings.coords)
+        steps = np.empty((2, len(coords)), dtype=np.int32)
+        longest = _steps(coords, steps)
+        origin = (float(coords[0, 0]), float(coords[0, 1])) if len(coords) else (0.0, 0.0)
+        if longest >= 0:
+            coords = steps.astype(np.int16) if longest < 2**15 else steps
+        vertices = np.diff(rings.ring_offsets).astype(np.int32)
+        arrays = (np.diff(rings.polygon_offsets).astype(np.int32), vertices, rings.exterior, coords)
+        data = _CODEC.compress(b"".join(array.tobytes() for array in arrays), asbytes=True)
+        return cls(data, len(rings), vertices.size, len(rings.coords), coords.dtype, origin)
+
+    def unpack(self) -> Rings:
+        """The polygons."""
+        n, m = self.n_polygons, self.n_rings
+        size = 4 * n + 5 * m + 2 * self.n_vertices * self.kind.itemsize
+        data = _CODEC.decompress(self.data, size)
+        rings = np.frombuffer(data, np.int32, n)
+        vertices = np.frombuffer(data, np.int32, m, 4 * n)
+        exterior = np.frombuffer(data, np.bool_, m, 4 * (n + m))
+        kept = np.frombuffer(data, self.kind, 2 * self.n_vertices, 4 * n + 5 * m)
+        if self.kind == np.float64:
+            coords = kept.reshape(-1, 2)
+        else:
+            coords = np.empty((self.n_vertices, 2))
+            _walk(kept.reshape(2, -1), *self.origin, coords)
+        return Rings(coords, offsets_of(vertices.astype(np.int64)), offsets_of(rings.astype(np.int64)), exterior)
+
+
+@dataclass
+class _Pool:
+    """Polygons by the number that they were given when they were added."""
+
+    blocks: list["_Block"] = field(default_factory=list)
+    starts: list[int] = field(default_factory=lambda: [0])
+    traits: list[Traits] = field(default_factory=list)
+
+    def add(self, rings: Rings) -> NDArray[np.int64]:
+        """Pack polygons; gives their numbers."""
+        first = self.starts[-1]
+        for start in range(0, len(rings), _BLOCK):
+            stop = min(start + _BLOCK, len(rings))
+            part = rings if stop - start == len(rings) else rings.take(np.arange(start, stop))
+            self.blocks.append(_Block.of(part))
+            self.starts.append(first + stop)
+        if len(rings):
+            self.traits.append(Traits.of(rings))
+        return np.arange(first, self.starts[-1])
+
+    def all_traits(self) -> Traits:
+        """Of all polygons by number."""
+        if len(self.traits) != 1:
+            self.traits = [Traits.join(self.traits)]
+        return self.traits[0]
+
+    def rings(self, numbers: NDArray[np.int64]) -> Rings:
+        """Unpack the polygons of these numbers, in that order."""
+        starts = np.asarray(self.starts)
+        block = np.searchsorted(starts, numbers, side="right") - 1
+        order = np.argsort(block, kind="stable")
+        runs = np.split(order, np.flatnonzero(np.diff(block[order])) + 1) if order.size else []
+        parts = []
+        for run in runs:
+            k = int(block[run[0]])
+            whole = self.blocks[k].unpack()
+            inside = numbers[run] - starts[k]
+            all_of_it = inside.size == len(whole) and (np.diff(inside) == 1).all()
+            parts.append(whole if all_of_it else whole.take(inside))
+        joined = Rings.join(parts)
+        if (order[1:] > order[:-1]).all():
+            return joined
+        place = np.empty(order.size, dtype=np.int64)
+        place[order] = np.arange(order.size)
+        return joined.take(place)
+
+
+class PackedPolygons:
+    """Polygons, packed. A MultiPolygon of one part comes back as a Polygon, a missing one as an empty one."""
+
+    def __init__(self, pool: _Pool | None = None, numbers: NDArray[np.int64] | None = None) -> None:
+        self._pool = pool or _Pool()
+        self._numbers = np.empty(0, dtype=np.int64) if numbers is None else numbers
+
+    @classmethod
+    def of(cls, parts: Iterable[Rings]) -> "PackedPolygons":
+        """Pack polygons that come some thousand at a time."""
+        pool = _Pool()
+        for rings in parts:
+            pool.add(rings)
+        return cls(pool, np.arange(pool.starts[-1]))
+
+    def __len__(self) -> int:
+        return self._numbers.size
+
+    @property
+    def traits(self) -> Traits:
+        """Of all polygons."""
+        return self._pool.all_traits().take(self._numbers)
+
+    def rings(self, index: Index) -> Rings:
+        """Those at the given positions, as arrays."""
+        return self._pool.rings(self._numbers[index])
+
+    def objects(self, index: Index | None = None) -> NDArray[np.object_]:
+        """Those at the given positions, or all, as shapely's objects."""
+        return self._pool.rings(self._numbers if index is None else self._numbers[index]).to_shapely()
+
+    def take(self, index: Index) -> "PackedPolygons":
+        """Those at the given positions, in that order."""
+        return PackedPolygons(self._pool, self._numbers[index])
+
+    def replaced(self, parts: Iterable[Part]) -> "PackedPolygons":
+        """The same with others in some positions; each is in one part at most."""
+        numbers = self._numbers.copy()
+        for index, part in parts:
+            numbers[index] = self._pool.add(_as_rings(part))
+        return PackedPolygons(self._pool, numbers)
+
+    def blank(self) -> "PackedPolygons":
+        """As many empty ones."""
+        pool = _Pool()
+        pool.add(Rings.from_shapely([shapely.Polygon()]))
+        return PackedPolygons(pool, np.zeros(len(self), dtype=np.int64))
+
+
+Polygons = HeldPolygons | PackedPolygons
+
+
+def polygons_of(geometry: "Polygons | NDArray[np.object_]") -> Polygons:
+    """What is packed, or an array of shapely's objects."""
+    if isinstance(geometry, Polygons):
+        return geometry
+    return HeldPolygons(np.asarray(geometry, dtype=object).ravel())
+
+
+@numba.njit(cache=True, nogil=True)
+def _steps(coords, out):
+    """Differences from vertex to vertex (the first 0); the longest, or -1 where a coordinate is no whole number."""
+    longest = 0
+    for axis in range(2):
+        last = 0
+        for i in range(coords.shape[0]):
+            value = coords[i, axis]
+            if not abs(value) < 2.0**30 or (value == 0 and math.copysign(1.0, value) < 0):
+                return -1
+            here = int(value)
+            if here != value:
+                return -1
+            step = here - last if i else 0
+            out[axis, i] = step
+            longest = max(longest, abs(step))
+            last = here
+    return longest
+
+
+@numba.njit(cache=True, nogil=True)
+def _walk(steps, x, y, out):
+    """The other way round: coordinates from differences."""
+    for i in range(steps.shape[1]):
+        x += steps[0, i]
+        y += steps[1, i]
+        out[i, 0] = x
+        out[i, 1] = y
