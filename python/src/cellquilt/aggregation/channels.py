@@ -11,11 +11,13 @@ from cellquilt.core.images import Image
 from cellquilt.core.transforms import Affine, apply
 from cellquilt.geometry.intensities import Intensities
 from cellquilt.geometry.locate import in_threads
+from cellquilt.geometry.outlines import Outlines
 from cellquilt.geometry.polygons import Rings, offsets_of
 
 Statistic = Literal["mean", "min", "max"]
 _MIN_CELLS_PER_THREAD = 256
 _WINDOW_BYTES = 64 << 20
+_BYTES_A_VERTEX = 16
 
 
 @dataclass
@@ -69,7 +71,7 @@ def measure_channels(
     threads
         Threads that share the cells of a window.
     """
-    if to_pixels is not None:
+    if to_pixels is not None and not np.array_equal(to_pixels, np.eye(3)):
         cells = Rings(apply(to_pixels, cells.coords), cells.ring_offsets, cells.polygon_offsets, cells.exterior)
     n_channels, height, width = image.shape
     size = window_px or _window_size(image)
@@ -83,6 +85,45 @@ def measure_channels(
             continue
         _add_window(out, image.read(y0, y1, x0, x1), y0, x0, cells, here, threads)
     return ChannelTable(list(image.channels), out.mean(), out.min(), out.max(), out.n_pixels)
+
+
+def measure_outlines(
+    image: Image, cells: Outlines, *, to_pixels: Affine, memory_mb: int = 1500, threads: int = 1
+) -> ChannelTable:
+    """As `measure_channels`, for cells whose outlines together may be more than memory holds.
+
+    Parameters
+    ----------
+    image, to_pixels, threads
+        As in `measure_channels`.
+    cells
+        The cells' outlines. They are taken by strips of the image; the file is read once for each strip.
+    memory_mb
+        An eighth of it bounds the outlines of a strip.
+    """
+    n, n_channels = len(cells), image.shape[0]
+    mean, low, high = (np.full((n, n_channels), np.nan) for _ in range(3))
+    table = ChannelTable(list(image.channels), mean, low, high, np.zeros(n, dtype=np.int64))
+    strip = _strips(image, cells, to_pixels, memory_mb * 1_000_000 // 8)
+    for number in range(strip.max(initial=-1) + 1):
+        here = strip == number
+        part = measure_channels(image, cells.rings(here, matrix=to_pixels), threads=threads)
+        table.mean[here], table.min[here], table.max[here] = part.mean, part.min, part.max
+        table.n_pixels[here] = part.n_pixels
+    return table
+
+
+def _strips(image: Image, cells: Outlines, to_pixels: Affine, budget: int) -> NDArray[np.int64]:
+    """Strip of every cell: runs of the image's windows, row by row, whose cells take no more than the budget."""
+    size = _window_size(image)
+    x, y = np.nan_to_num(apply(to_pixels, cells.measures.centroids)).T // size
+    order = np.lexsort((x, y))
+    ends = np.cumsum(np.maximum(cells.measures.n_vertices[order], 1) * _BYTES_A_VERTEX)
+    strip = np.zeros(order.size, dtype=np.int64)
+    if order.size:
+        n_strips = -(-ends[-1] // budget)
+        strip[order] = (ends - 1) * n_strips // ends[-1]
+    return strip
 
 
 def _add_window(

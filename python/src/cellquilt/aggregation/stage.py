@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from cellquilt.aggregation.channels import ChannelTable, measure_channels
+from cellquilt.aggregation.channels import ChannelTable, measure_outlines
 from cellquilt.aggregation.counts import Counts, TranscriptCounter, count_transcripts, points_with_cells
 from cellquilt.core import zarr_json
 from cellquilt.core.assignment import Assignment, copy_assignment, expected_counts, has_assignment
@@ -17,11 +17,11 @@ from cellquilt.core.log import LOG, progress
 from cellquilt.core.points import PointsWriter, batch_rows, count_points, iter_points, points_columns, points_transforms
 from cellquilt.core.record import Record
 from cellquilt.core.settings import Settings
-from cellquilt.core.shapes import ShapesTable, read_shapes, write_shapes
+from cellquilt.core.shapes import copy_shapes
 from cellquilt.core.store import Store, result_of
 from cellquilt.core.transforms import GLOBAL
 from cellquilt.geometry.locate import PolygonIndex
-from cellquilt.geometry.polygons import Rings
+from cellquilt.geometry.outlines import Outlines
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -79,20 +79,20 @@ def aggregate_slide(
     slide, source = Store(store), Store(store if cells is None else cells)
     record = Record("aggregate", slide.name, settings.of_stage("aggregate"))
     place = source.element("shapes", "cell_boundaries")
-    outlines = read_shapes(place)
+    outlines = Outlines(place)
     nuclei = None
     if source.has("shapes", "nucleus_boundaries"):
-        nuclei = read_shapes(source.element("shapes", "nucleus_boundaries"))
+        nuclei = Outlines(source.element("shapes", "nucleus_boundaries"))
     said = _Said(place, len(outlines)) if has_assignment(place) else None
     image = open_image(slide.path) if slide.names("images") else None
     channels = None
     if image is not None and settings["average_intensities"]:
         to_pixels = outlines.transforms[GLOBAL]
-        channels = measure_channels(
-            image, Rings.from_shapely(outlines.geometry), to_pixels=to_pixels, threads=settings["threads"]
+        channels = measure_outlines(
+            image, outlines, to_pixels=to_pixels, memory_mb=settings["memory_mb"], threads=settings["threads"]
         )
 
-    def table_of(counts: Counts | None, cells: ShapesTable, channels: ChannelTable | None) -> "CellTable":
+    def table_of(counts: Counts | None, cells: Outlines, channels: ChannelTable | None) -> "CellTable":
         return build_table(
             slide.name,
             cells,
@@ -121,10 +121,10 @@ def aggregate_slide(
             record.facts["dropped_by_reason"] = first.failed
             paired = nuclei is not None and np.isin(nuclei.ids, outlines.ids).all()
             outlines, channels = outlines.take(first.kept), None if channels is None else channels.take(first.kept)
-            write_shapes(delta.new_element("shapes", "cell_boundaries"), outlines)
+            copy_shapes(place, delta.new_element("shapes", "cell_boundaries"), outlines.kept)
             if nuclei is not None and paired:  # others are of another method, whose cells these are not
                 nuclei = nuclei.take(np.isin(nuclei.ids, outlines.ids))
-                write_shapes(delta.new_element("shapes", "nucleus_boundaries"), nuclei)
+                copy_shapes(nuclei.element, delta.new_element("shapes", "nucleus_boundaries"), nuclei.kept)
             if said is not None:
                 said.keep(first.kept)
                 copy_assignment(place, delta.new_element("shapes", "cell_boundaries"), said.rows)
@@ -173,8 +173,8 @@ def _batches(slide: Store, settings: Settings) -> Iterator[pa.Table]:
 
 def _counter(
     slide: Store,
-    outlines: ShapesTable,
-    nuclei: ShapesTable | None,
+    outlines: Outlines,
+    nuclei: Outlines | None,
     image: Image | None,
     said: _Said | None,
     settings: Settings,
@@ -184,9 +184,9 @@ def _counter(
     to_image = transforms[GLOBAL]
     to_cells = np.linalg.inv(outlines.transforms[GLOBAL]) @ to_image
     return TranscriptCounter(
-        PolygonIndex(Rings.from_shapely(outlines.geometry)),
+        PolygonIndex(outlines.rings()),
         to_cells,
-        nuclei=None if nuclei is None else PolygonIndex(Rings.from_shapely(nuclei.geometry)),
+        nuclei=None if nuclei is None else PolygonIndex(nuclei.rings()),
         planes=_planes(slide, settings),
         image_shape=None if image is None else (image.shape[1], image.shape[2]),
         to_image=to_image,
@@ -212,8 +212,8 @@ def _planes(slide: Store, settings: Settings) -> list[int] | None:
 def _publish_points(
     slide: Store,
     delta: Store,
-    outlines: ShapesTable,
-    nuclei: ShapesTable | None,
+    outlines: Outlines,
+    nuclei: Outlines | None,
     image: Image | None,
     said: _Said | None,
     settings: Settings,

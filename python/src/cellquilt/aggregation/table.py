@@ -12,6 +12,7 @@ from cellquilt.aggregation.counts import Counts
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.shapes import ShapesTable
 from cellquilt.core.transforms import MICRONS, apply
+from cellquilt.geometry.outlines import Outlines
 from cellquilt.geometry.polygons import Rings
 from cellquilt.readers.tiff import unique_names
 
@@ -45,7 +46,7 @@ class CellTable:
 
 def build_table(
     sample: str,
-    cells: ShapesTable,
+    cells: ShapesTable | Outlines,
     counts: Counts | None = None,
     channels: ChannelTable | None = None,
     *,
@@ -64,7 +65,7 @@ def build_table(
     sample
         The sample's name.
     cells
-        The cells, with ids and a map to microns.
+        The cells, with ids and a map to microns; in memory or on disk.
     counts
         Transcripts of the same cells. Without, the matrix has no columns, and `min_transcripts` does not apply.
     channels
@@ -107,7 +108,7 @@ def build_table(
     kept = passes.copy() if drop_failed else np.ones(len(cells), dtype=bool)
     adata = _anndata(
         sample, region, np.asarray(cells.ids, dtype=object)[kept], area[kept], centroids[kept], reasons[kept],
-        _rows_of(counts, kept), None if channels is None else channels.take(kept), statistics, metadata or {},
+        _rows_of(counts, kept), _channels_of(channels, kept), statistics, metadata or {},
     )  # fmt: skip
     return CellTable(adata, kept, failed)
 
@@ -131,7 +132,7 @@ def _median(values: NDArray) -> float | None:
     return float(np.median(values)) if values.size else None
 
 
-def _check_rows(cells: ShapesTable, counts: Counts | None, channels: ChannelTable | None) -> None:
+def _check_rows(cells: ShapesTable | Outlines, counts: Counts | None, channels: ChannelTable | None) -> None:
     n = len(cells)
     if counts is not None and counts.matrix.shape[0] != n:
         raise ValueError(f"counts of {counts.matrix.shape[0]} cells for {n} cells")
@@ -146,14 +147,18 @@ def _check_rows(cells: ShapesTable, counts: Counts | None, channels: ChannelTabl
         )
 
 
-def _area_and_centroids_um(cells: ShapesTable) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _area_and_centroids_um(cells: ShapesTable | Outlines) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if MICRONS not in cells.transforms:
         raise CellquiltError(
             "pixel-size-unknown", "the cells have no map to microns", "give pixel_size_um in the sample sheet"
         )
     matrix = cells.transforms[MICRONS]
-    rings = Rings.from_shapely(cells.geometry)
-    return rings.areas() * abs(float(np.linalg.det(matrix[:2, :2]))), apply(matrix, rings.centroids())
+    if isinstance(cells, Outlines):
+        areas, centroids = cells.measures.areas, cells.measures.centroids
+    else:
+        measured = Rings.from_shapely(cells.geometry).measures()
+        areas, centroids = measured[:, 0], measured[:, 1:]
+    return areas * abs(float(np.linalg.det(matrix[:2, :2]))), apply(matrix, centroids)
 
 
 def _reasons(
@@ -181,12 +186,16 @@ def _reasons(
 
 
 def _rows_of(counts: Counts | None, kept: NDArray[np.bool_]) -> Counts | None:
-    if counts is None:
-        return None
+    if counts is None or kept.all():  # a matrix is large: no copy of it without need
+        return counts
     # Genes stay, also those that no cell is left with: the columns tell what was measured.
     rows = np.flatnonzero(kept)
     expected = None if counts.expected is None else counts.expected[rows]
     return Counts(counts.matrix[rows], counts.genes, counts.n_control[kept], expected, counts.qc)
+
+
+def _channels_of(channels: ChannelTable | None, kept: NDArray[np.bool_]) -> ChannelTable | None:
+    return channels if channels is None or kept.all() else channels.take(kept)
 
 
 def _anndata(

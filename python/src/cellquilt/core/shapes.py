@@ -4,10 +4,11 @@ geopandas would do, but importing it costs more than a whole patch task may cost
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +17,13 @@ import shapely
 
 from cellquilt.core import zarr_json
 from cellquilt.core.errors import CellquiltError
-from cellquilt.core.parquet import arrow_array, write_parquet
+from cellquilt.core.parquet import ParquetWriter, arrow_array
 from cellquilt.core.transforms import Affine, element_transforms, to_ngff
 
 METADATA_KEY = b"cellquilt"
 _FILE = "shapes.parquet"
+_BATCH_BYTES = 2 << 20  # of outlines in memory at a time where a file is read in parts: more takes longer
+_GROUP_ROWS = 8192  # of a file that is written in parts
 
 
 @dataclass
@@ -56,9 +59,22 @@ class ShapesTable:
         return ShapesTable(self.ids[rows], self.geometry[rows], columns, dict(self.transforms), dict(self.metadata))
 
 
+@runtime_checkable
+class UnheldGeometry(Protocol):
+    """Outlines that are made when they are asked for, such as `geometry.packed.PackedPolygons`."""
+
+    def __len__(self) -> int: ...
+
+    def wkb(self, start: int, stop: int) -> pa.ChunkedArray:
+        """(stop - start,) binary, those at these positions."""
+
+    def extent(self) -> tuple[np.ndarray, np.ndarray]:
+        """(4,) bounds of all, NaN if there are none, and the numbers that shapely gives their types, ascending."""
+
+
 def write_geoparquet(
     path: Path,
-    geometry: np.ndarray,
+    geometry: "np.ndarray | UnheldGeometry",
     columns: Mapping[str, np.ndarray],
     *,
     index: tuple[str, np.ndarray] | None = None,
@@ -71,7 +87,7 @@ def write_geoparquet(
     path
         The file to write; the caller makes it atomic.
     geometry
-        (n,) object array of shapely geometries.
+        (n,) object array of shapely geometries, or what makes some of them at a time.
     columns
         Column name → (n,) array.
     index
@@ -79,33 +95,69 @@ def write_geoparquet(
     metadata
         Plain data, stored as JSON under the file's metadata key ``cellquilt``.
     """
-    geometry = np.asarray(geometry, dtype=object)
+    if isinstance(geometry, UnheldGeometry):
+        extent, parts = geometry.extent(), _parts(geometry)
+    else:
+        geometry = np.asarray(geometry, dtype=object)
+        extent, parts = _extent(geometry), iter([arrow_array(shapely.to_wkb(geometry))])
     arrays: dict[str, pa.Array] = {name: arrow_array(values) for name, values in columns.items()}
-    arrays["geometry"] = arrow_array(shapely.to_wkb(geometry)).cast(pa.binary())
+    arrays["geometry"] = pa.array([], pa.binary())
     if index is not None:
         arrays[index[0]] = pa.array(np.asarray(index[1], dtype=object).tolist(), type=pa.string())
-    table = pa.table(arrays)
-    bbox = shapely.total_bounds(geometry).tolist() if len(geometry) else None
-    types = sorted({_TYPE_NAMES[code] for code in np.unique(shapely.get_type_id(geometry)).tolist()})
-    column_meta: dict[str, Any] = {"encoding": "WKB", "crs": None, "geometry_types": types}
-    if bbox is not None:
-        column_meta["bbox"] = bbox
-    geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column_meta}}
-    file_metadata = {b"geo": json.dumps(geo).encode()}
+    schema = pa.schema([pa.field(name, array.type) for name, array in arrays.items()])
+    schema = _with_metadata(schema, _geo_metadata(*extent), None if index is None else index[0], metadata)
+    writer = ParquetWriter(path, schema, compression="zstd")
+    try:
+        start = 0
+        for part in parts:
+            here = {name: array.slice(start, len(part)) for name, array in arrays.items()}
+            here["geometry"] = part.cast(pa.binary())
+            writer.write_table(pa.Table.from_arrays(list(here.values()), schema=schema))
+            start += len(part)
+        writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def _parts(geometry: UnheldGeometry) -> Iterator[pa.ChunkedArray]:
+    for start in range(0, max(len(geometry), 1), _GROUP_ROWS):  # of no rows one part, too: a file with its columns
+        yield geometry.wkb(start, min(start + _GROUP_ROWS, len(geometry)))
+
+
+def _extent(geometry: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(4,) bounds of geometries, NaN if there are none, and their types, as shapely numbers them."""
+    bounds = shapely.total_bounds(geometry) if len(geometry) else np.full(4, np.nan)
+    return bounds, np.unique(shapely.get_type_id(geometry))
+
+
+def _geo_metadata(bounds: np.ndarray, types: np.ndarray) -> dict[str, Any]:
+    """What GeoParquet says of a column, from its (4,) bounds (NaN without rows) and shapely's numbers of its types."""
+    column: dict[str, Any] = {"encoding": "WKB", "crs": None}
+    column["geometry_types"] = sorted({_TYPE_NAMES[code] for code in types.tolist()})
+    if types.size:
+        column["bbox"] = bounds.tolist()
+    return {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+
+
+def _with_metadata(
+    schema: pa.Schema, geo: Mapping[str, Any], index: str | None, metadata: Mapping[str, Any] | None
+) -> pa.Schema:
+    found = {b"geo": json.dumps(geo).encode()}
     if index is not None:
-        file_metadata[b"pandas"] = _pandas_metadata(table, index[0])
+        found[b"pandas"] = _pandas_metadata(schema, index)
     if metadata is not None:
-        file_metadata[METADATA_KEY] = json.dumps(metadata, sort_keys=True).encode()
-    write_parquet(path, table.replace_schema_metadata(file_metadata))
+        found[METADATA_KEY] = json.dumps(metadata, sort_keys=True).encode()
+    return schema.with_metadata(found)
 
 
 _TYPE_NAMES = {0: "Point", 1: "LineString", 3: "Polygon", 4: "MultiPoint", 6: "MultiPolygon", 7: "GeometryCollection"}
 
 
-def _pandas_metadata(table: pa.Table, index: str) -> bytes:
+def _pandas_metadata(schema: pa.Schema, index: str) -> bytes:
     columns = [
         {"name": name, "field_name": name, "pandas_type": str(kind), "numpy_type": _numpy_name(kind), "metadata": None}
-        for name, kind in zip(table.schema.names, table.schema.types, strict=True)
+        for name, kind in zip(schema.names, schema.types, strict=True)
     ]
     document = {"index_columns": [index], "column_indexes": [], "columns": columns, "pandas_version": "2.0.0"}
     return json.dumps(document).encode()
@@ -135,27 +187,38 @@ def read_geoparquet(path: Path) -> tuple[np.ndarray, pa.Table, dict[str, Any]]:
     CellquiltError
         ``geoparquet-unreadable`` if the file is not Parquet or has no WKB geometry.
     """
-    try:
+    with _readable(path):
         table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise CellquiltError("geoparquet-unreadable", f"{path} cannot be read as GeoParquet: {error}") from error
-    file_metadata = table.schema.metadata or {}
-    geo = json.loads(file_metadata.get(b"geo", b"{}"))
-    name = geo.get("primary_column", "geometry")
-    if name not in table.schema.names:
-        raise CellquiltError(
-            "geoparquet-unreadable",
-            f"{path} has no geometry column {name!r}; columns: {', '.join(table.schema.names)}",
-            "write it with geopandas' to_parquet, or as GeoJSON",
-        )
+    name = _geometry_column(path, table.schema)
     try:
         geometry = np.asarray(shapely.from_wkb(table.column(name).to_numpy(zero_copy_only=False)), dtype=object)
     except (shapely.errors.ShapelyError, TypeError) as error:
         raise CellquiltError(
             "geoparquet-unreadable", f"{path}: column {name!r} holds no outlines (WKB): {error}"
         ) from error
-    metadata = json.loads(file_metadata.get(METADATA_KEY, b"{}"))
+    metadata = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
     return geometry, table.drop_columns([name]), metadata
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Damaged Parquet is an error of ours."""
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CellquiltError("geoparquet-unreadable", f"{path} cannot be read as GeoParquet: {error}") from error
+
+
+def _geometry_column(path: Path, schema: pa.Schema) -> str:
+    geo = json.loads((schema.metadata or {}).get(b"geo", b"{}"))
+    name = geo.get("primary_column", "geometry")
+    if name not in schema.names:
+        raise CellquiltError(
+            "geoparquet-unreadable",
+            f"{path} has no geometry column {name!r}; columns: {', '.join(schema.names)}",
+            "write it with geopandas' to_parquet, or as GeoJSON",
+        )
+    return str(name)
 
 
 def write_shapes(element: Path, shapes: ShapesTable) -> None:
@@ -168,23 +231,37 @@ def write_shapes(element: Path, shapes: ShapesTable) -> None:
     shapes
         What to write; ``shapes.ids`` becomes the index.
     """
+    write_outlines(element, shapes.geometry, shapes.ids, shapes.columns, shapes.transforms, shapes.metadata)
+
+
+def write_outlines(
+    element: Path,
+    geometry: np.ndarray | UnheldGeometry,
+    ids: np.ndarray,
+    columns: Mapping[str, np.ndarray],
+    transforms: Mapping[str, Affine],
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """`write_shapes` from the parts of a `ShapesTable`, for outlines that are not held as objects."""
+    _write_group(element, transforms)
+    write_geoparquet(element / _FILE, geometry, columns, index=("cell_id", ids), metadata=metadata or {})
+
+
+def _write_group(element: Path, transforms: Mapping[str, Affine]) -> None:
     element.mkdir(parents=True)
     attributes = {
         "encoding-type": "ngff:shapes",
         "axes": ["x", "y"],
-        "coordinateTransformations": to_ngff(shapes.transforms, ("x", "y")),
+        "coordinateTransformations": to_ngff(transforms, ("x", "y")),
         "spatialdata_attrs": {"version": "0.3"},
     }
     zarr_json.write_group(element, attributes)
-    write_geoparquet(
-        element / _FILE, shapes.geometry, shapes.columns, index=("cell_id", shapes.ids), metadata=shapes.metadata
-    )
 
 
 def read_shapes(element: Path) -> ShapesTable:
     """Read a shapes element written by `write_shapes` or by spatialdata itself."""
     geometry, table, metadata = read_geoparquet(element / _FILE)
-    index_name = _index_column(table)
+    index_name = _index_column(table.schema)
     ids = (
         np.asarray(table.column(index_name).to_pylist(), dtype=str)
         if index_name
@@ -199,15 +276,147 @@ def read_shapes(element: Path) -> ShapesTable:
 
 def count_shapes(element: Path) -> int:
     """Number of rows of a shapes element, from the file's footer."""
-    try:
+    with _readable(element / _FILE):
         return int(pq.read_metadata(element / _FILE).num_rows)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise CellquiltError(
-            "geoparquet-unreadable", f"{element / _FILE} cannot be read as GeoParquet: {error}"
-        ) from error
 
 
-def _index_column(table: pa.Table) -> str | None:
-    pandas = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
+class GeoParquetFile:
+    """A GeoParquet file, for more outlines than memory holds as objects.
+
+    Attributes
+    ----------
+    path
+        The file.
+    schema
+        Its columns.
+    geometry, index
+        Names of the column with the outlines and of that with the ids, if there is one.
+    metadata
+        What `write_geoparquet` was given as metadata.
+
+    Raises
+    ------
+    CellquiltError
+        ``geoparquet-unreadable``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _readable(path):
+            footer = pq.read_metadata(path)
+            self.schema = footer.schema.to_arrow_schema()
+        self._n_rows = footer.num_rows
+        self.geometry, self.index = _geometry_column(path, self.schema), _index_column(self.schema)
+        self.metadata: dict[str, Any] = json.loads((self.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+
+    def __len__(self) -> int:
+        return self._n_rows
+
+    def ids(self) -> np.ndarray:
+        """(n,) str ids, as `read_shapes` gives them."""
+        if self.index is None:
+            return np.arange(len(self)).astype(str)
+        names: list[str] = []
+        for batch in self.batches([self.index]):
+            names += batch.column(0).to_pylist()
+        return np.asarray(names, dtype=str)
+
+    def wkb(self) -> Iterator[pa.Array]:
+        """The outlines (binary, a few MB at a time) in their order."""
+        for batch in self.batches([self.geometry]):
+            yield batch.column(0)
+
+    def batches(self, columns: list[str] | None = None, rows: int | None = None) -> Iterator[pa.RecordBatch]:
+        """Some columns, or all, so many rows at a time; by default so many that their outlines are a few MB."""
+        with _readable(self.path):
+            # Otherwise Arrow reads a whole column of a row group first.
+            file = pq.ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False)
+        with file:
+            groups = (file.metadata.row_group(k) for k in range(file.metadata.num_row_groups))
+            few = max(_BATCH_BYTES * len(self) // max(sum(group.total_byte_size for group in groups), 1), 1)
+            batches = file.iter_batches(batch_size=rows or few, columns=columns, use_threads=False)
+            while True:
+                with _readable(self.path):  # not around `yield`: the caller's own errors are no damage here
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch
+
+
+class ShapesFile(GeoParquetFile):
+    """The file of a shapes element.
+
+    Parameters
+    ----------
+    element
+        The element's folder.
+
+    Attributes
+    ----------
+    transforms
+        Coordinate system → (3, 3) map from the element's own coordinates.
+
+    Raises
+    ------
+    CellquiltError
+        ``geoparquet-unreadable``, ``element-unreadable``.
+    """
+
+    def __init__(self, element: Path) -> None:
+        super().__init__(element / _FILE)
+        self.transforms = element_transforms(element)
+
+
+def copy_shapes(source: Path, target: Path, kept: np.ndarray) -> None:
+    """Write some rows of a shapes element as an element of its own, never holding all of them.
+
+    Parameters
+    ----------
+    source, target
+        Folders of the element to read and of the one to write.
+    kept
+        (n,) bool, the rows to write.
+    """
+    file = ShapesFile(source)
+    bounds, types = _extent_of_rows(file, kept)
+    names = [name for name in file.schema.names if name not in (file.geometry, file.index)]
+    fields = [*(file.schema.field(name) for name in names), pa.field("geometry", pa.binary())]
+    schema = _with_metadata(
+        pa.schema([*fields, pa.field("cell_id", pa.string())]),
+        _geo_metadata(bounds, types),
+        "cell_id",
+        file.metadata,
+    )
+    ids = pa.array(file.ids().tolist(), pa.string())
+    _write_group(target, file.transforms)
+    writer = ParquetWriter(target / _FILE, schema, compression="zstd")
+    try:
+        start = 0
+        for batch in file.batches(rows=_GROUP_ROWS):
+            columns = [batch.column(name) for name in names]
+            columns += [batch.column(file.geometry).cast(pa.binary()), ids.slice(start, batch.num_rows)]
+            here = arrow_array(kept[start : start + batch.num_rows])
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema).filter(here))
+            start += batch.num_rows
+        writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def _extent_of_rows(file: ShapesFile, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`_extent` of some rows of a file."""
+    low, high, types, start = np.full(2, np.inf), np.full(2, -np.inf), np.zeros(0, np.int64), 0
+    for wkb in file.wkb():
+        wanted = wkb.filter(arrow_array(kept[start : start + len(wkb)]))
+        bounds, here = _extent(shapely.from_wkb(wanted.to_numpy(zero_copy_only=False)))
+        low, high = np.fmin(low, bounds[:2]), np.fmax(high, bounds[2:])
+        types = np.union1d(types, here)
+        start += len(wkb)
+    return np.concatenate([low, high]), types
+
+
+def _index_column(schema: pa.Schema) -> str | None:
+    pandas = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
     names = [name for name in pandas.get("index_columns", []) if isinstance(name, str)]
-    return names[0] if names and names[0] in table.schema.names else None
+    return names[0] if names and names[0] in schema.names else None

@@ -1,0 +1,157 @@
+"""The outlines of a shapes element, read in parts: for more cells than memory holds at once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import shapely
+from numpy.typing import NDArray
+
+from cellquilt.core.errors import CellquiltError
+from cellquilt.core.shapes import GeoParquetFile, ShapesFile
+from cellquilt.core.transforms import Affine, apply
+from cellquilt.geometry.polygons import Rings, offsets_of
+from cellquilt.geometry.wkb import rings_from_wkb
+
+
+def rings_of(file: GeoParquetFile, wkb: pa.Array) -> Rings:
+    """Some outlines of a file.
+
+    Raises
+    ------
+    CellquiltError
+        ``geoparquet-unreadable`` if they are no polygons.
+    """
+    try:
+        return rings_from_wkb(wkb)
+    except (shapely.errors.ShapelyError, TypeError) as error:
+        raise CellquiltError("geoparquet-unreadable", f"{file.path} holds no polygons (WKB): {error}") from error
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is known of every outline without holding it.
+
+    Attributes
+    ----------
+    areas, centroids
+        (n,) and (n, 2) float64, as `Rings.areas` and `Rings.centroids` have them.
+    n_rings, n_vertices
+        (n,) int64.
+    """
+
+    areas: NDArray[np.float64]
+    centroids: NDArray[np.float64]
+    n_rings: NDArray[np.int64]
+    n_vertices: NDArray[np.int64]
+
+
+class Outlines:
+    """Polygons that stay on disk until they are asked for.
+
+    Parameters
+    ----------
+    element
+        The shapes element's folder.
+    kept
+        (n rows of the file,) bool, the polygons to see. Default: all.
+
+    Attributes
+    ----------
+    ids
+        (n,) str.
+    transforms
+        Coordinate system → (3, 3) map from the outlines' own coordinates.
+    """
+
+    def __init__(self, element: Path, kept: NDArray[np.bool_] | None = None) -> None:
+        self.element = element
+        self._file = ShapesFile(element)
+        self.transforms = self._file.transforms
+        self.kept = np.ones(len(self._file), dtype=bool) if kept is None else kept
+        self.ids = self._file.ids()
+        if kept is not None:
+            self.ids = self.ids[kept]
+
+    def __len__(self) -> int:
+        return self.ids.size
+
+    def take(self, kept: NDArray[np.bool_]) -> "Outlines":
+        """Only some of the polygons, (n,) bool."""
+        rows = self.kept.copy()
+        rows[rows] = kept
+        return Outlines(self.element, rows)
+
+    def parts(self, wanted: NDArray[np.bool_] | None = None) -> Iterator[tuple[NDArray[np.int64], Rings]]:
+        """The polygons, a few MB at a time.
+
+        Parameters
+        ----------
+        wanted
+            (n,) bool, the polygons to give. Default: all.
+
+        Yields
+        ------
+        positions : numpy.ndarray
+            (m,) int64, ascending.
+        rings : Rings
+            Their m outlines.
+
+        Raises
+        ------
+        CellquiltError
+            ``geoparquet-unreadable``.
+        """
+        rows = self.kept
+        if wanted is not None:
+            rows = rows.copy()
+            rows[rows] = wanted
+        position = np.cumsum(self.kept) - 1
+        start = 0
+        for wkb in self._file.wkb():
+            here = np.flatnonzero(rows[start : start + len(wkb)])
+            if here.size:
+                rings = rings_of(self._file, wkb)
+                yield position[start + here], rings if here.size == len(rings) else rings.take(here)
+            start += len(wkb)
+
+    @cached_property
+    def measures(self) -> Measures:
+        """Areas, centroids and sizes, from one pass over the file."""
+        n = len(self)
+        found = Measures(np.zeros(n), np.zeros((n, 2)), np.zeros(n, np.int64), np.zeros(n, np.int64))
+        for at, rings in self.parts():
+            measures = rings.measures()
+            found.areas[at], found.centroids[at] = measures[:, 0], measures[:, 1:]
+            found.n_rings[at] = np.diff(rings.polygon_offsets)
+            found.n_vertices[at] = np.diff(rings.ring_offsets[rings.polygon_offsets])
+        return found
+
+    def rings(self, wanted: NDArray[np.bool_] | None = None, *, matrix: Affine | None = None) -> Rings:
+        """Many polygons as arrays; takes 16 bytes a vertex and little more.
+
+        Parameters
+        ----------
+        wanted
+            (n,) bool, the polygons to give. Default: all.
+        matrix
+            (3, 3) map of the coordinates. Default: their own.
+        """
+        n_rings, n_vertices = self.measures.n_rings, self.measures.n_vertices
+        if wanted is not None:
+            n_rings, n_vertices = n_rings[wanted], n_vertices[wanted]
+        polygon_offsets = offsets_of(n_rings)
+        coords = np.empty((int(n_vertices.sum()), 2))
+        ring_offsets = np.zeros(int(polygon_offsets[-1]) + 1, np.int64)
+        exterior = np.zeros(ring_offsets.size - 1, bool)
+        ring = vertex = 0
+        for _, part in self.parts(wanted):
+            n = part.exterior.size
+            coords[vertex : vertex + len(part.coords)] = part.coords if matrix is None else apply(matrix, part.coords)
+            ring_offsets[ring + 1 : ring + n + 1] = part.ring_offsets[1:] + vertex
+            exterior[ring : ring + n] = part.exterior
+            ring, vertex = ring + n, vertex + len(part.coords)
+        return Rings(coords, ring_offsets, polygon_offsets, exterior)
