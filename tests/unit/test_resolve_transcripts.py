@@ -241,8 +241,9 @@ def test_transcripts_are_in_one_cell_at_most_and_cells_in_raster_order(slide, di
         (int(p), int(k)): i for i, (p, k) in enumerate(zip(*map(result.cells.get, ("patch", "label")), strict=True))
     }
     xy = shapely.points(points["x"], points["y"])
-    own = other = 0
+    own = other = between = 0
     in_um = np.linalg.inv(TO_PX)
+    outlines = shapely.transform(shapes.geometry, lambda v: v @ in_um[:2, :2].T + in_um[:2, 2])
     for i in np.flatnonzero(cell >= 0).tolist():
         names = claims[int(points["transcript_id"][i])]
         patch, prior = (shapes.columns[name][cell[i]] for name in ("patch", "prior_cell"))
@@ -251,9 +252,13 @@ def test_transcripts_are_in_one_cell_at_most_and_cells_in_raster_order(slide, di
             own += 1
             continue
         other += 1
-        outline = shapely.transform(shapes.geometry[cell[i]], lambda v: v @ in_um[:2, :2].T + in_um[:2, 2])
-        assert shapely.distance(outline, xy[i]) < 0.6
+        away = shapely.distance(outlines[cell[i]], xy[i])
+        assert away <= 5
+        if away >= 0.6:
+            between += 1
+            assert not shapely.contains(shapely.buffer(outlines, -0.6), xy[i]).any()
     assert own > 20 * other > 0
+    assert other > between > 0
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -400,6 +405,24 @@ def test_what_a_dropped_copy_had_goes_to_its_winner_inside_its_outline_only(tmp_
     found, store = by_hand(tmp_path, [(42, 15), (44, 15), (44, 21), (53, 15), (54, 15), (38, 15)], cells, claims)
     assert found == [0, 0, -1, -1, 1, 0]
     assert store.records[-1]["facts"]["n_taken_over"] == 1
+
+
+def test_between_two_cells_the_patch_that_sees_deepest_tells_whose_a_transcript_is(tmp_path):
+    """Patch 0 keeps the left cell, patch 1 the right one; each has what lies between in the copy that is dropped."""
+    cells = [
+        (0, 1, (30.0, 10, 48, 20)),
+        (0, 2, (49.0, 10, 59, 20)),
+        (1, 1, (42.0, 10, 51, 20)),
+        (1, 2, (52.0, 10, 70, 20)),
+    ]
+    xy = [(49.5, 15), (51.5, 15), (51.5, 28), (50.5, 15)]
+    # In patch 0 all four are the right cell's. In patch 1 they are the left one's, but for the last, which is in none.
+    claims = [(0, 0, 2), (1, 0, 2), (2, 0, 2), (3, 0, 2), (0, 1, 1), (1, 1, 1), (2, 1, 1), (3, 1, 0)]
+    found, store = by_hand(tmp_path, xy, cells, claims)
+    assert len(read_shapes(store.element("shapes", "cell_boundaries"))) == 2
+    # Patch 0 sees the first deeper, patch 1 the others; the third is too far from any outline.
+    assert found == [1, 0, -1, -1]
+    assert store.records[-1]["facts"]["n_taken_over"] == 2
 
 
 def test_a_cell_cut_in_every_copy_has_the_transcripts_of_all(tmp_path):

@@ -7,7 +7,9 @@ Cells are chosen by the rules of `resolve.choose`. Every transcript is then assi
    the patch did not see;
 3. a transcript of a copy that was dropped, which no kept cell claims, goes to the copy's winner if it lies inside its
    outline;
-4. all others are in no cell.
+4. one that is still free and lies in no outline goes to the winner of the copy that the patch which sees it deepest has
+   it in, if that is near: of neighbours kept from two patches, either patch may have it in the copy that was dropped;
+5. all others are in no cell.
 
 Nothing here depends on the order of patches, files or rows.
 """
@@ -43,6 +45,8 @@ from cellquilt.segment.molecules import CELL_COLUMNS, MoleculeResult, Transcript
 _STEP_UM = 0.5
 #: Bytes that a transcript takes while it is assigned.
 _BYTES_A_TRANSCRIPT = 200
+#: How far (µm) from a cell's outline a transcript may lie that rule 4 gives to it.
+_NEAR_UM = 5.0
 
 
 @dataclass
@@ -154,8 +158,10 @@ class _Claims:
         The transcripts with their patch and label.
     cell_of_copy
         (n_copies,) int64 row of the cell that each copy is or is merged into; -1 if it was dropped.
-    cells
-        Index of the cells' outlines, in µm.
+    outlines, cells
+        The cells' outlines, in µm, and their index.
+    winner_of_copy
+        (n_copies,) int64 the cell, of lowest rank, that each copy was dropped because of; -1 for others.
     rank
         (n_cells,) int64: of cells that see a transcript equally deep the one with the lower rank gets it.
     """
@@ -166,7 +172,8 @@ class _Claims:
         place = np.empty(len(order) + 1, dtype=np.int64)
         place[order], place[-1] = np.arange(len(order)), -1
         self.cell_of_copy = place[resolution.member]
-        self.cells = PolygonIndex(Rings.from_shapely(resolution.geometry[order]))
+        self.outlines = resolution.geometry[order]
+        self.cells = PolygonIndex(Rings.from_shapely(self.outlines))
         source = resolution.source[order]
         best_first = np.lexsort((-result.cells["depth_um"][source], resolution.cut[order]))
         self.rank = np.empty(len(order), dtype=np.int64)
@@ -178,6 +185,10 @@ class _Claims:
         lost = (self.cell_of_copy[loser] < 0) & (self.cell_of_copy[winner] >= 0)
         self._n_cells = max(len(order), 1)
         self._lost = np.unique(loser[lost] * self._n_cells + self.cell_of_copy[winner[lost]])
+        copy, cell = np.divmod(self._lost, self._n_cells)
+        worst_first = np.argsort(-self.rank[cell])
+        self.winner_of_copy = np.full(len(self.cell_of_copy), -1, dtype=np.int64)
+        self.winner_of_copy[copy[worst_first]] = cell[worst_first]
 
     def copy_of(self, patch: NDArray[np.integer], label: NDArray[np.integer]) -> NDArray[np.int64]:
         """(n,) int64 position of the copy of each (patch, label), -1 where there is none."""
@@ -240,8 +251,9 @@ def _assign_batch(
     ordered = ids[order]
     cell = np.full(len(ids), NOT_SEGMENTED, dtype=np.int64)
     depth = np.full(len(ids), -np.inf)
+    deepest = np.full(len(ids), -np.inf)  # of all patches that have a transcript, whatever they made of it
     contested = np.zeros(len(ids), dtype=np.bool_)
-    left: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    left: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]] = []
     n_claims = 0
     for table in claims.files.among(ordered):
         row = order[np.searchsorted(ordered, table.column("transcript_id").to_numpy())]
@@ -249,37 +261,44 @@ def _assign_batch(
         copy = claims.copy_of(patch, table.column("label").to_numpy())
         owner = np.append(claims.cell_of_copy, -1)[copy]
         window = claims.windows[np.searchsorted(claims.patches, patch)]
-        _claim(row, owner, window, x, y, claims.rank, cell, depth, contested)
+        xy = np.column_stack([x[row], y[row]])
+        deep = np.minimum(xy - window[:, :2], window[:, 2:] - xy).min(axis=1, initial=np.inf)
+        np.maximum.at(deepest, row, deep)
+        _claim(row, owner, deep, claims.rank, cell, depth, contested)
         dropped = (copy >= 0) & (owner < 0)
-        left.append((row[dropped], copy[dropped]))
+        left.append((row[dropped], copy[dropped], deep[dropped]))
         n_claims += table.num_rows
     taken = 0
     if left:
-        row, copy = (np.concatenate(parts) for parts in zip(*left, strict=True))
+        row, copy, deep = (np.concatenate(parts) for parts in zip(*left, strict=True))
         free = cell[row] == NO_CELL
-        row, copy = row[free], copy[free]
+        row, copy, deep = row[free], copy[free], deep[free]
         inside = claims.cells.locate_columns(x[row], y[row], threads=threads)
         won = claims.lost_to(copy, inside)
         cell[row[won]] = inside[won]
-        taken = np.unique(row[won]).size
+        between = np.flatnonzero((inside < 0) & (deep == deepest[row]) & (claims.winner_of_copy[copy] >= 0))
+        place = shapely.points(x[row[between]], y[row[between]])
+        near = shapely.distance(claims.outlines[claims.winner_of_copy[copy[between]]], place) <= _NEAR_UM
+        # Where two patches see it equally deep, the copy that comes first has it: it is written last.
+        last_first = between[near][np.argsort(-copy[between[near]], kind="stable")]
+        cell[row[last_first]] = claims.winner_of_copy[copy[last_first]]
+        taken = np.unique(np.append(row[won], row[last_first])).size
     return cell, {"n_contested": int(contested.sum()), "n_taken_over": taken, "n_claims": n_claims}
 
 
 @numba.njit(cache=True, nogil=True)
-def _claim(row, owner, window, x, y, rank, cell, depth, contested):
+def _claim(row, owner, deep, rank, cell, depth, contested):
     """Let the owners of some claims have their transcripts, where they see them deeper than those that have them."""
     for k in range(row.size):
         i, new = row[k], owner[k]
         if new < 0:
             cell[i] = max(cell[i], -1)  # a patch had it, whatever it made of it
             continue
-        w = window[k]
-        deep = min(min(x[i] - w[0], y[i] - w[1]), min(w[2] - x[i], w[3] - y[i]))
         old = cell[i]
         if old >= 0 and old != new:
             contested[i] = True
-        if old < 0 or deep > depth[i] or (deep == depth[i] and rank[new] < rank[old]):
-            cell[i], depth[i] = new, deep
+        if old < 0 or deep[k] > depth[i] or (deep[k] == depth[i] and rank[new] < rank[old]):
+            cell[i], depth[i] = new, deep[k]
 
 
 def _write_expected(path: Path, claims: _Claims, n_transcripts: NDArray[np.int64]) -> None:
