@@ -21,7 +21,7 @@ from cellquilt.core import zarr_json
 from cellquilt.core.settings import Settings
 from cellquilt.patches.transcripts import SCHEMA
 from cellquilt.segment.proseg import plan, segment_bundle
-from cellquilt.segment.proseg.memory import terms
+from cellquilt.segment.proseg.memory import FACTORED_DIMENSIONS, terms
 
 SETTINGS = {"proseg_burnin_samples": 10, "proseg_samples": 20, "proseg_args": "--hillclimb 2", "proseg_memory_gb": 1000}
 
@@ -100,7 +100,8 @@ def measure(case: Case) -> dict:
         bundle = write_bundle(Path(scratch) / "bundle.zarr", case)
         (patch,) = segment_bundle(bundle, Path(scratch) / "out.result")["patches"]
     area = case.side_um**2
-    found = terms(case.transcripts, case.cells, case.genes, area, 1.0, case.layers)
+    dimensions = case.genes if case.genes <= 200 else FACTORED_DIMENSIONS
+    found = terms(case.transcripts, case.cells, dimensions, area, 1.0, case.layers)
     return {
         **asdict(case),
         "seconds": patch["seconds"],

@@ -23,7 +23,7 @@ from cellquilt.segment.proseg import plan, segment_bundle
 from cellquilt.segment.proseg.command import arguments, extra_options, find_proseg
 from cellquilt.segment.proseg.memory import estimate_gb, transcripts_that_fit
 from cellquilt.segment.proseg.outcome import cause
-from cellquilt.segment.proseg.transcripts import look, write_table
+from cellquilt.segment.proseg.transcripts import Contents, look, write_table
 
 GENES = ["Actb", 'comma, "quote"', "β-catenin", "NegControlLike"]
 WIDTH = 40.0
@@ -136,6 +136,29 @@ def test_numbers_become_options(tmp_path, given, n_planes, expected):
     assert len(names) == len(set(names))
 
 
+def few(n_genes: int, counts: list[int], area_um2: float = 1e4) -> Contents:
+    none = np.empty(0)
+    counts = np.sort(np.append(counts, np.ones(n_genes - len(counts), int)))[::-1]
+    return Contents(int(counts.sum()), counts, 4, area_um2, np.zeros(2), none, none.reshape(0, 4), none.astype(bool))
+
+
+@pytest.mark.parametrize(
+    ("n_genes", "counts", "area_um2", "factored"),
+    [
+        (300, [2000, 2000, 2000], 1e4, True),
+        (300, [2000, 2000], 1e4, False),  # proseg would end with a panic, as it does in the next three
+        (300, [400, 300, 200], 1e4, False),
+        (300, [2000, 2000, 2000], 1e8, False),
+        (201, [2000] * 200, 1e4, False),
+        (150, [2000] * 100, 1e4, False),
+    ],
+)
+def test_factors_are_sought_only_where_proseg_can_find_some(tmp_path, n_genes, counts, area_um2, factored):
+    assert few(n_genes, counts, area_um2).can_be_factored == factored
+    line = arguments(values(), tmp_path, n_planes=4, with_nuclei=False, factored=factored)
+    assert ("--no-factorization" in line) != factored
+
+
 def test_bundles_carry_what_a_result_depends_on():
     made = plan(Settings(proseg_executable="/x/proseg", proseg_voxel_layers=7))
     assert made["method"] == "proseg"
@@ -176,6 +199,14 @@ def test_the_table_holds_every_transcript_and_survives_any_name(tmp_path):
     for axis, name in enumerate(("x", "y")):
         written = table.column(name).to_numpy() + contents.origin[axis]
         assert np.abs(written - columns[f"{name}_um"]).max() < 1e-5
+
+
+def test_a_handful_of_transcripts_is_flat(tmp_path):
+    bundle = TranscriptBundle(write_bundle(tmp_path / "b.zarr", molecules(20)))
+    contents = look(bundle, bundle.patches[0])
+    assert contents.n_planes == 1
+    write_table(tmp_path, bundle, bundle.patches[0], contents)
+    assert not np.any(pcsv.read_csv(tmp_path / "transcripts.csv").column("z").to_numpy())
 
 
 def test_a_prior_cell_without_transcripts_in_a_nucleus_counts_as_nucleus(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import LOG
-from cellquilt.core.record import rss_mb
+from cellquilt.core.record import peak_rss_mb, rss_mb
 
 #: Exit codes of a process that was killed: by itself, and under a shell.
 _KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
@@ -146,14 +146,17 @@ def run_executable(
 def _watch(
     process: "subprocess.Popen[bytes]", name: str, log: Path, started: float, timeout_min: float | None
 ) -> Ended:
-    pause, reported = 0.01, started
+    pause, reported, peak_mb = 0.01, started, 0.0
     while True:
+        peak_mb = max(peak_mb, _peak_mb(process.pid))
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         now = time.monotonic()
         if pid:
             process.returncode = os.waitstatus_to_exitcode(status)
             said = log.read_text(encoding="utf-8", errors="replace")
-            return Ended(process.returncode, now - started, rss_mb(usage), said)
+            # The system's number starts at this process's own memory, which the child shared before it became another.
+            whole_mb = rss_mb(usage)
+            return Ended(process.returncode, now - started, whole_mb if whole_mb > peak_rss_mb() else peak_mb, said)
         if timeout_min is not None and now - started > 60 * timeout_min:
             raise CellquiltError(
                 f"{name}-timeout",
@@ -161,14 +164,16 @@ def _watch(
                 f"raise {name}_timeout_min, or cut smaller patches",
             )
         if now - reported >= _REPORT_SECONDS:
-            LOG.info("%s: running for %.0f min, %s", name, (now - started) / 60, _resident(process.pid))
+            LOG.info("%s: running for %.0f min, at most %.0f MB so far", name, (now - started) / 60, peak_mb)
             reported = now
         time.sleep(pause)
-        pause = min(2 * pause, 0.5)
+        pause = min(2 * pause, 0.2)
 
 
-def _resident(pid: int) -> str:
-    with suppress(OSError, ValueError, IndexError):
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return f"{pages * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB"
-    return "memory unknown"
+def _peak_mb(pid: int) -> float:
+    """Peak resident memory in MiB of a process that runs; 0 where the system does not tell."""
+    with suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return 0.0

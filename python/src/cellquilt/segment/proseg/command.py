@@ -28,6 +28,7 @@ COUNTS, EXPECTED = "counts.mtx.gz", "expected.mtx.gz"
 STORE = "proseg-output.zarr"
 
 _BURNIN_VOXEL_UM = 2.0
+_UNFACTORED = "--no-factorization"
 _RECORDED_SAMPLES = 100
 #: Options that are decided here, and the setting to use instead, if there is one.
 _OWN_OPTIONS = {
@@ -131,7 +132,9 @@ def burnin_voxel_um(voxel_um: float) -> float:
     return voxel_um * max(round(_BURNIN_VOXEL_UM / voxel_um), 1)
 
 
-def arguments(values: Mapping[str, Any], folder: Path, *, n_planes: int, with_nuclei: bool) -> list[str]:
+def arguments(
+    values: Mapping[str, Any], folder: Path, *, n_planes: int, with_nuclei: bool, factored: bool = True
+) -> list[str]:
     """Arguments of proseg for the `INPUT` of a folder; its output goes to the same folder.
 
     Parameters
@@ -144,6 +147,8 @@ def arguments(values: Mapping[str, Any], folder: Path, *, n_planes: int, with_nu
         Number of different z of the transcripts (more than there can be layers need not be told apart).
     with_nuclei
         Whether the column of compartments counts.
+    factored
+        Whether factors of gene expression may be sought, where there are many genes.
     """
     extra = extra_options(values["proseg_args"])
     voxel = float(values["proseg_voxel_size_um"])
@@ -175,6 +180,8 @@ def arguments(values: Mapping[str, Any], folder: Path, *, n_planes: int, with_nu
         ours |= {"--compartment-column": "compartment", "--compartment-nuclear": NUCLEAR}
     told = {option.split("=")[0] for option in extra}
     options = [str(part) for name, value in ours.items() if name not in told for part in (name, value)]
+    if not factored and _UNFACTORED not in told:
+        options.append(_UNFACTORED)
     return [str(folder / INPUT), *options, "--exclude-spatialdata-transcripts", *extra]
 
 

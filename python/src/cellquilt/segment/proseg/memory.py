@@ -9,22 +9,22 @@ from cellquilt.segment.proseg.transcripts import Contents
 
 #: Bytes for each of the `terms`.
 _BYTES = {"run": 60e6, "transcript": 600.0, "cell and dimension": 20.0, "voxel": 30.0}
-#: Proseg's latent expression: the most frequent genes by themselves, and factors for the others.
-_MOST_DIMENSIONS = 400
+#: Proseg's latent expression of many genes: 200 of them by themselves, and 200 factors for the others.
+FACTORED_DIMENSIONS = 400
 #: A slide that is not looked at yet is taken to be sparse, which costs most for each transcript: transcripts a µm² and
 #: transcripts a prior cell.
 _SPARSE_PER_UM2, _SPARSE_PER_CELL = 0.2, 50.0
 
 
 def terms(
-    n_transcripts: float, n_cells: float, n_genes: int, area_um2: float, voxel_um: float, layers: int
+    n_transcripts: float, n_cells: float, dimensions: int, area_um2: float, voxel_um: float, layers: int
 ) -> dict[str, float]:
     """What memory grows with, and how much of it there is.
 
     Parameters
     ----------
-    n_transcripts, n_cells, n_genes
-        Transcripts, prior cells, and genes that occur.
+    n_transcripts, n_cells, dimensions
+        Transcripts, prior cells, and the width of their latent expression.
     area_um2
         Area under transcripts.
     voxel_um, layers
@@ -33,7 +33,7 @@ def terms(
     return {
         "run": 1.0,
         "transcript": n_transcripts,
-        "cell and dimension": n_cells * min(n_genes, _MOST_DIMENSIONS),
+        "cell and dimension": n_cells * dimensions,
         "voxel": area_um2 / voxel_um**2 * layers,
     }
 
@@ -53,11 +53,12 @@ def estimate_gb(contents: Contents, voxel_um: float, layers: int) -> float:
         Width of the voxels and layers of them.
     """
     layers = min(layers, max(contents.n_planes, 1))
-    return _gb(terms(contents.n, contents.prior_cells.size, contents.n_genes, contents.area_um2, voxel_um, layers))
+    dimensions = FACTORED_DIMENSIONS if contents.can_be_factored else contents.n_genes
+    return _gb(terms(contents.n, contents.prior_cells.size, dimensions, contents.area_um2, voxel_um, layers))
 
 
 def transcripts_that_fit(memory_gb: float, voxel_um: float, layers: int) -> int:
     """How many transcripts a run can hold in so much memory, if they are sparse."""
-    each = terms(1, 1 / _SPARSE_PER_CELL, _MOST_DIMENSIONS, 1 / _SPARSE_PER_UM2, voxel_um, layers) | {"run": 0.0}
+    each = terms(1, 1 / _SPARSE_PER_CELL, FACTORED_DIMENSIONS, 1 / _SPARSE_PER_UM2, voxel_um, layers) | {"run": 0.0}
     run = _BYTES["run"] / 1e9
     return max(int((memory_gb - run) / _gb(each)), 1000)

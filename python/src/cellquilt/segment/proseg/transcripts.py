@@ -19,6 +19,16 @@ _BATCH_ROWS = 1_000_000
 _MOST_PLANES = 256
 #: Side of the squares by which the area under transcripts is measured.
 _SQUARE_UM = 10.0
+#: Proseg takes a tilt of z out by a regression on as many random transcripts, which fails where they are a handful.
+_FEWEST_IN_3D = 100
+#: Proseg models so many genes by themselves and, where there are more, the others by factors. For that it looks at
+#: 10,000 random squares of 20 µm, and ends with a panic if not two genes have this many transcripts a square, or if
+#: hardly any gene is left for the factors.
+_MODELLED_BY_THEMSELVES = 200
+_FEWEST_FOR_FACTORS = 10
+_SQUARES, _SQUARE_AREA_UM2, _FEWEST_IN_A_SQUARE = 10_000, 400.0, 0.05
+#: The number is an expected one and the squares are random: keep well away from the edge.
+_MARGIN, _FEWEST_SEEN = 2.0, 3
 
 
 @dataclass(frozen=True)
@@ -29,10 +39,10 @@ class Contents:
     ----------
     n
         Transcripts.
-    n_genes
-        Genes that occur.
+    gene_counts
+        (n_genes,) int64 transcripts of each gene that occurs, descending.
     n_planes
-        Different z, counted up to 256.
+        Different z, counted up to 256; 1 where there are so few transcripts that z is left out.
     area_um2
         Area under transcripts, in squares of 10 µm.
     origin
@@ -46,13 +56,25 @@ class Contents:
     """
 
     n: int
-    n_genes: int
+    gene_counts: np.ndarray
     n_planes: int
     area_um2: float
     origin: np.ndarray
     prior_cells: np.ndarray
     prior_boxes: np.ndarray
     nuclear: np.ndarray
+
+    @property
+    def n_genes(self) -> int:
+        """Genes that occur."""
+        return self.gene_counts.size
+
+    @property
+    def can_be_factored(self) -> bool:
+        """Whether proseg can find factors of gene expression, or else must model all genes by themselves."""
+        squares = max(self.area_um2 / _SQUARE_AREA_UM2, _SQUARES)
+        seen = self.gene_counts / squares >= _MARGIN * _FEWEST_IN_A_SQUARE
+        return self.n_genes >= _MODELLED_BY_THEMSELVES + _FEWEST_FOR_FACTORS and int(seen.sum()) >= _FEWEST_SEEN
 
 
 def look(bundle: TranscriptBundle, record: Mapping[str, Any]) -> Contents:
@@ -66,20 +88,20 @@ def look(bundle: TranscriptBundle, record: Mapping[str, Any]) -> Contents:
     n_prior = int(bundle.prior["n_cells"])
     nuclear = np.zeros(n_prior + 1, dtype=bool)
     low, high = np.full((2, n_prior + 1), np.inf), np.full((2, n_prior + 1), -np.inf)
-    seen = np.zeros(len(bundle.genes), dtype=bool)
+    gene_counts = np.zeros(len(bundle.genes), dtype=np.int64)
     planes: np.ndarray = np.empty(0)
     squares: np.ndarray = np.empty(0, np.int64)
     n = 0
     for batch in bundle.batches(record, _BATCH_ROWS):
         xyz = np.stack([batch.column(name).to_numpy() for name in ("x_um", "y_um", "z_um")])
         _refuse_not_finite(batch, xyz, bundle, record)
-        prior, gene = batch.column("prior_cell").to_numpy(), batch.column("gene").to_numpy()
+        prior = batch.column("prior_cell").to_numpy()
         in_nucleus = batch.column("in_nucleus").to_numpy(zero_copy_only=False)
         nuclear[prior[in_nucleus]] = True
         for axis in (0, 1):
             np.minimum.at(low[axis], prior, xyz[axis])
             np.maximum.at(high[axis], prior, xyz[axis])
-        seen[gene] = True
+        gene_counts += np.bincount(batch.column("gene").to_numpy(), minlength=gene_counts.size)
         if planes.size < _MOST_PLANES:
             planes = np.union1d(planes, xyz[2])[:_MOST_PLANES]
         column, row = np.floor(xyz[:2] / _SQUARE_UM).astype(np.int64)
@@ -90,8 +112,8 @@ def look(bundle: TranscriptBundle, record: Mapping[str, Any]) -> Contents:
     nuclear[0] = False
     return Contents(
         n,
-        int(seen.sum()),
-        planes.size,
+        np.sort(gene_counts[gene_counts > 0])[::-1],
+        planes.size if n >= _FEWEST_IN_3D else min(planes.size, 1),
         squares.size * _SQUARE_UM**2,
         np.floor([record["x0"], record["y0"]]),
         found,
@@ -126,6 +148,7 @@ def write_table(folder: Path, bundle: TranscriptBundle, record: Mapping[str, Any
     )  # fmt: skip
     anywhere = ~contents.nuclear
     anywhere[0] = False
+    flat = contents.n_planes == 1
     with pcsv.CSVWriter(folder / INPUT, schema) as writer:
         for batch in bundle.batches(record, _BATCH_ROWS):
             prior = batch.column("prior_cell").to_numpy()
@@ -134,7 +157,7 @@ def write_table(folder: Path, bundle: TranscriptBundle, record: Mapping[str, Any
                 batch.column("transcript_id").to_numpy(),
                 (batch.column("x_um").to_numpy() - contents.origin[0]).astype(np.float32),
                 (batch.column("y_um").to_numpy() - contents.origin[1]).astype(np.float32),
-                batch.column("z_um").to_numpy().astype(np.float32),
+                np.where(flat, 0.0, batch.column("z_um").to_numpy()).astype(np.float32),
                 batch.column("gene").to_numpy(),
                 prior,
                 np.where(in_nucleus | anywhere[prior], NUCLEAR, OTHER).astype(np.int8),
