@@ -8,6 +8,9 @@ A tenth of a field's nuclei are cut by its border, far more in small fields of l
 part inside. So besides the whole images the network sees windows cut from them, with the flows of what is left of each
 nucleus, and crops that reach beyond the window's border.
 
+A score counts nuclei, a loss counts pixels: fragments and micronuclei of a third of the diameter are a tenth of the
+pixels and are not learned. So the pixels of a nucleus weigh as the inverse of its diameter.
+
 The held-out experiments (``nuclei_data.split``) are never read. A checkpoint is written every few minutes and a second
 call goes on from it; ``--export`` (written with every checkpoint) receives the exponential moving average of the
 weights as fp16. The random numbers of step *k* depend on the seed and *k* only.
@@ -41,6 +44,8 @@ WINDOWS_PER_IMAGE = 4
 WINDOW_DIAMETERS = (3.0, 9.0)
 #: Share of the crops that come from windows.
 WINDOW_SHARE = 0.4
+#: Most weight of a small nucleus' pixels.
+MOST_WEIGHT = 4.0
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,8 @@ class Prepared:
         Grey values, 1st percentile at 0 and 99th at 1.
     labels : ndarray of int32, shape (h, w)
         Nuclei, 0 is background.
-    target : ndarray of float32, shape (h, w, 3)
-        Inside a nucleus (0 or 1) and unit flow towards its centre (y, x).
+    target : ndarray of float32, shape (h, w, 4)
+        Inside a nucleus (0 or 1), unit flow towards its centre (y, x), and weight in the loss.
     centres : ndarray of float32, shape (n, 2)
         Centres of the nuclei (x, y), px.
     diameter_px : float
@@ -128,7 +133,9 @@ def _with_flows(image: np.ndarray, labels: np.ndarray, diameter_px: float, group
     count = np.bincount(labels.ravel()).astype(np.float64)
     y, x = np.indices(labels.shape)
     centres = np.stack([np.bincount(labels.ravel(), v.ravel()) / np.maximum(count, 1) for v in (x, y)], axis=1)[1:]
-    target = np.stack([(labels > 0).astype(np.float32), flows[2], flows[3]], axis=-1).astype(np.float32)
+    weight = np.clip(diameter_px / np.sqrt(np.maximum(count, 1) * 4 / np.pi), 1.0, MOST_WEIGHT)
+    weight[0] = 1.0
+    target = np.stack([labels > 0, flows[2], flows[3], weight[labels]], axis=-1).astype(np.float32)
     return Prepared(np.ascontiguousarray(image), labels, target, centres.astype(np.float32), diameter_px, group)
 
 
@@ -148,8 +155,8 @@ def draw_crop(item: Prepared, size: int, rng: np.random.Generator) -> tuple[np.n
     -------
     image : ndarray of float32, shape (size, size)
         Network input.
-    target : ndarray of float32, shape (3, size, size)
-        Inside, flow y, flow x.
+    target : ndarray of float32, shape (4, size, size)
+        Inside, flow y, flow x, weight.
     """
     cut = bool(item.windows) and rng.random() < WINDOW_SHARE
     if cut:
@@ -185,7 +192,8 @@ def draw_crop(item: Prepared, size: int, rng: np.random.Generator) -> tuple[np.n
     flow_x = turn[0, 0] * target[..., 2] + turn[0, 1] * target[..., 1]
     flow_y = turn[1, 0] * target[..., 2] + turn[1, 1] * target[..., 1]
     inside = (target[..., 0] > 0.5).astype(np.float32)
-    return change_intensities(image, rng), np.stack([inside, flow_y * inside, flow_x * inside])
+    weight = np.maximum(target[..., 3], 1.0)
+    return change_intensities(image, rng), np.stack([inside, flow_y * inside, flow_x * inside, weight])
 
 
 def change_intensities(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -225,7 +233,7 @@ def change_intensities(image: np.ndarray, rng: np.random.Generator) -> np.ndarra
 def draw_batch(
     items: list[Prepared], weights: np.ndarray, batch: int, size: int, seed: int, step: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Batch of step ``step``: inputs (batch, 2, size, size) and targets (batch, 3, size, size), float32."""
+    """Batch of step ``step``: inputs (batch, 2, size, size) and targets (batch, 4, size, size), float32."""
     rng = np.random.default_rng([seed, step])
     chosen = rng.choice(len(items), size=batch, p=weights)
     pairs = [draw_crop(items[i], size, rng) for i in chosen]
@@ -257,9 +265,10 @@ def sampling_weights(items: list[Prepared]) -> np.ndarray:
 
 
 def loss_of(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Cellpose's loss: squared error of five times the flow plus cross-entropy of inside."""
-    flow = 0.5 * functional.mse_loss(output[:, :2], 5.0 * target[:, 1:])
-    return flow + functional.binary_cross_entropy_with_logits(output[:, 2], target[:, 0])
+    """Cellpose's loss, squared error of five times the flow plus cross-entropy of inside, weighted by pixel."""
+    weight = target[:, 3]
+    flow = 0.5 * (weight[:, None] * (output[:, :2] - 5.0 * target[:, 1:3]) ** 2).mean()
+    return flow + functional.binary_cross_entropy_with_logits(output[:, 2], target[:, 0], weight)
 
 
 def blind_second_input(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -302,7 +311,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="npz file with image_NNN and labels_NNN")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint (.pt), continued if present")
     parser.add_argument(
-        "--start", type=Path, help="checkpoint of an earlier training whose averaged weights to start from"
+        "--start", type=Path, help="exported weights (.npz) or checkpoint (.pt) of an earlier training to start from"
     )
     parser.add_argument("--export", type=Path, help="fp16 weights (.npz), written with every checkpoint")
     parser.add_argument("--cache", type=Path, help="folder for the prepared images (flows)")
@@ -332,7 +341,7 @@ def main() -> None:
     average = {k: v.detach().clone() for k, v in net.state_dict().items()}
     first, spent = 0, 0.0
     if args.start and not args.out.exists():
-        started = torch.load(args.start, weights_only=True)["average"]
+        started = load_start(args.start)
         net.load_state_dict({**started, "diam_mean": net.diam_mean.data, "diam_labels": net.diam_labels.data})
         average = {k: v.detach().clone() for k, v in net.state_dict().items()}
     if args.out.exists():
@@ -392,6 +401,17 @@ def main() -> None:
     save(step, spent + time.monotonic() - begin)
 
 
+def load_start(path: Path) -> dict[str, torch.Tensor]:
+    """Weights of an earlier training: the average of a checkpoint, or what `export` wrote."""
+    if path.suffix == ".pt":
+        return torch.load(path, weights_only=True)["average"]
+    with np.load(path, allow_pickle=False) as arrays:
+        state = {name: torch.from_numpy(arrays[name].astype(np.float32)) for name in arrays.files if name != "metadata"}
+    for name in [name for name in state if name.endswith("running_var")]:
+        state[name.removesuffix("running_var") + "num_batches_tracked"] = torch.zeros((), dtype=torch.int64)
+    return state
+
+
 def prepare_all(samples: list[nd.Sample], cache: Path | None, digest: str, seed: int) -> list[Prepared]:
     """Prepare the training images, or read them from the cache folder.
 
@@ -410,7 +430,7 @@ def prepare_all(samples: list[nd.Sample], cache: Path | None, digest: str, seed:
     -------
     list of Prepared
     """
-    path = cache / f"nuclei-{digest[:12]}-{WORK_DIAMETER_PX:g}px-seed{seed}.pt" if cache else None
+    path = cache / f"nuclei-{digest[:12]}-{WORK_DIAMETER_PX:g}px-weight{MOST_WEIGHT:g}-seed{seed}.pt" if cache else None
     if path and path.exists():
         stored = torch.load(path, weights_only=False)
         return [stored[s.name] for s in samples]
