@@ -7,6 +7,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import shapely
 import spatialdata
@@ -224,6 +225,51 @@ def test_assemble_refuses_a_table_of_other_cells(tmp_path):
         )
     assert caught.value.code == "assembly-invalid"
     assert not (tmp_path / "s.zarr").exists()
+
+
+def test_shapes_too_large_to_read_whole_are_checked_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr("cellquilt.core.store._WHOLE_BYTES", 200)
+    many, read = cells(500), []
+    read_zarr = spatialdata.read_zarr
+    monkeypatch.setattr(spatialdata, "read_zarr", lambda path: read.append(read_zarr(path)) or read[-1])
+
+    def assembled(name: str, change=lambda table: table, ids: np.ndarray = many.ids) -> Path:
+        with new_store(tmp_path / f"{name}.cells.zarr", sample="s") as delta:
+            element = delta.new_element("shapes", "cell_boundaries")
+            write_shapes(element, many)
+            write_shapes(delta.new_element("shapes", "tissue"), cells(1))
+            pq.write_table(change(pq.read_table(element / "shapes.parquet")), element / "shapes.parquet")
+        table = table_delta(tmp_path / f"{name}.table.zarr", ids)
+        output = tmp_path / f"{name}.zarr"
+        assemble([tmp_path / f"{name}.cells.zarr", table], output, sample="s", attributes={})
+        return output
+
+    output = assembled("good")
+    assert 0 < len(read[0].shapes["cell_boundaries"]) < 50
+    assert read[0].shapes["cell_boundaries"].index[0] == "s-1"
+    assert read[0].tables["table"].n_obs == 500
+    assert len(read_zarr(output).shapes["cell_boundaries"]) == 500
+    assert not any("check" in path.name for path in tmp_path.iterdir())
+
+    def last_is_damaged(table: pa.Table) -> pa.Table:
+        outlines = [*table.column("geometry").to_pylist()[:-1], b"\x01\x03"]
+        at = table.schema.get_field_index("geometry")
+        return table.set_column(at, table.schema.field(at), pa.array(outlines, pa.binary()))
+
+    def says_nothing_of_geometry(table: pa.Table) -> pa.Table:
+        return table.replace_schema_metadata({})
+
+    others = np.append(many.ids[:-1], "s-501")
+    for name, change, ids in (
+        ("damaged", last_is_damaged, many.ids),
+        ("undescribed", says_nothing_of_geometry, many.ids),
+        ("others", lambda table: table, others),
+    ):
+        with pytest.raises(CellquiltError) as caught:
+            assembled(name, change, ids)
+        assert caught.value.code == "assembly-invalid"
+        assert not (tmp_path / f"{name}.zarr").exists()
+        assert not any("check" in path.name for path in tmp_path.iterdir())
 
 
 def test_assemble_works_through_symlinks_without_touching_its_parts(tmp_path):

@@ -190,14 +190,18 @@ def read_geoparquet(path: Path) -> tuple[np.ndarray, pa.Table, dict[str, Any]]:
     with _readable(path):
         table = pq.read_table(path)
     name = _geometry_column(path, table.schema)
+    geometry = _from_wkb(path, name, table.column(name))
+    metadata = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    return geometry, table.drop_columns([name]), metadata
+
+
+def _from_wkb(path: Path, name: str, wkb: pa.Array | pa.ChunkedArray) -> np.ndarray:
     try:
-        geometry = np.asarray(shapely.from_wkb(table.column(name).to_numpy(zero_copy_only=False)), dtype=object)
+        return np.asarray(shapely.from_wkb(wkb.to_numpy(zero_copy_only=False)), dtype=object)
     except (shapely.errors.ShapelyError, TypeError) as error:
         raise CellquiltError(
             "geoparquet-unreadable", f"{path}: column {name!r} holds no outlines (WKB): {error}"
         ) from error
-    metadata = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
-    return geometry, table.drop_columns([name]), metadata
 
 
 @contextmanager
@@ -287,6 +291,8 @@ class GeoParquetFile:
     ----------
     path
         The file.
+    n_bytes
+        Size of its rows when decompressed.
     schema
         Its columns.
     geometry, index
@@ -306,6 +312,7 @@ class GeoParquetFile:
             footer = pq.read_metadata(path)
             self.schema = footer.schema.to_arrow_schema()
         self._n_rows = footer.num_rows
+        self.n_bytes = sum(footer.row_group(k).total_byte_size for k in range(footer.num_row_groups))
         self.geometry, self.index = _geometry_column(path, self.schema), _index_column(self.schema)
         self.metadata: dict[str, Any] = json.loads((self.schema.metadata or {}).get(METADATA_KEY, b"{}"))
 
@@ -332,8 +339,7 @@ class GeoParquetFile:
             # Otherwise Arrow reads a whole column of a row group first.
             file = pq.ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False)
         with file:
-            groups = (file.metadata.row_group(k) for k in range(file.metadata.num_row_groups))
-            few = max(_BATCH_BYTES * len(self) // max(sum(group.total_byte_size for group in groups), 1), 1)
+            few = self._rows_in(_BATCH_BYTES)
             batches = file.iter_batches(batch_size=rows or few, columns=columns, use_threads=False)
             while True:
                 with _readable(self.path):  # not around `yield`: the caller's own errors are no damage here
@@ -341,6 +347,25 @@ class GeoParquetFile:
                 if batch is None:
                     return
                 yield batch
+
+    def _rows_in(self, size: int) -> int:
+        return max(size * len(self) // max(self.n_bytes, 1), 1)
+
+    def decode(self) -> None:
+        """Make every outline once, to know that they can be.
+
+        Raises
+        ------
+        CellquiltError
+            ``geoparquet-unreadable``.
+        """
+        for wkb in self.wkb():
+            _from_wkb(self.path, self.geometry, wkb)
+
+    def write_head(self, path: Path, size: int) -> None:
+        """Write the first rows, about `size` bytes of them, as a file that says the same of itself."""
+        head = next(self.batches(rows=self._rows_in(size)))
+        pq.write_table(pa.Table.from_batches([head]).replace_schema_metadata(self.schema.metadata), path)
 
 
 class ShapesFile(GeoParquetFile):

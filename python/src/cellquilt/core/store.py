@@ -6,6 +6,7 @@ into a store that it was given; `assemble` makes the published store from the ra
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ PATCH_RESULTS = ".cellquilt"
 #: Folder inside a store for shapes of no rows, by kind and name: spatialdata reads no store that shows one.
 _WITHOUT_ROWS = f"{PATCH_RESULTS}/without_rows"
 _SPATIALDATA_ATTRS = {"version": "0.2"}
+_WHOLE_BYTES = 8 << 20  # of outlines that spatialdata reads at once; in memory they take six times as much
 
 
 class Store:
@@ -274,12 +276,15 @@ def assemble(parts: Sequence[Path], output: Path, *, sample: str, attributes: Ma
 
 
 def _check(store: Store) -> None:
-    """Read an assembled store as its users will."""
+    """Read an assembled store as its users will, in bounded memory."""
     import numpy as np
     import spatialdata
 
+    from cellquilt.core.shapes import ShapesFile
+
     try:
-        sdata = spatialdata.read_zarr(store.path)
+        with _readable_at_once(store) as path:
+            sdata = spatialdata.read_zarr(path)
     except Exception as error:  # whatever spatialdata raises, the store is not one
         raise CellquiltError("assembly-invalid", f"spatialdata cannot read the store: {error}") from error
     for kind in KINDS:
@@ -292,6 +297,38 @@ def _check(store: Store) -> None:
             continue
         region = annotation["region"]
         ids = table.obs[annotation["instance_key"]].to_numpy()
-        index = sdata.shapes[region if isinstance(region, str) else region[0]].index.to_numpy()
-        if not np.array_equal(ids.astype(str), index.astype(str)):
+        index = ShapesFile(store.element("shapes", region if isinstance(region, str) else region[0])).ids()
+        if not np.array_equal(ids.astype(str), index):
             raise CellquiltError("assembly-invalid", f"rows of {name} and of shapes {region} are not the same cells")
+
+
+@contextmanager
+def _readable_at_once(store: Store) -> Iterator[Path]:
+    """The store itself; if it has shapes too large to read whole, one that differs by only having their first rows.
+
+    All rows of these are decoded here, part by part.
+    """
+    from cellquilt.core.shapes import ShapesFile
+
+    shapes = {name: ShapesFile(store.path / "shapes" / name) for name in _members(store.path / "shapes")}
+    large = {name: file for name, file in shapes.items() if file.n_bytes > _WHOLE_BYTES}
+    if not large:
+        yield store.path
+        return
+    for file in large.values():
+        file.decode()
+    with tempfile.TemporaryDirectory(prefix=".check-", dir=store.path.parent) as folder:
+        probe = Path(folder)
+        for entry in store.path.resolve().iterdir():
+            if entry.name != "shapes":
+                (probe / entry.name).symlink_to(entry)
+        for entry in (store.path.resolve() / "shapes").iterdir():
+            target = probe / "shapes" / entry.name
+            target.parent.mkdir(exist_ok=True)
+            if entry.name in large:
+                target.mkdir()
+                (target / "zarr.json").symlink_to(entry / "zarr.json")
+                large[entry.name].write_head(target / large[entry.name].path.name, _WHOLE_BYTES)
+            else:
+                target.symlink_to(entry)
+        yield probe
