@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tracemalloc
 from pathlib import Path
 
 import cellquilt
@@ -103,6 +104,26 @@ def test_any_window_alone_equals_the_whole():
         assert np.array_equal(numbers[alone.crop(alone.masks.nuclei)], nuclei[y0:y1, x0:x1])
         if y0 % 8 == 0 and x0 % 8 == 0:
             assert np.array_equal(slide.image(alone), image[:, y0:y1, x0:x1])
+
+
+def test_a_slide_of_128k_by_128k_is_made_tile_by_tile():
+    slide = Slide(make_parameters(width_px=131_072, seed=2))
+    assert slide.canvas == (131_072, 131_072)
+    here, there = (65_536, 65_792, 99_072, 99_328), (65_664, 65_920, 98_944, 99_200)
+    tracemalloc.start()
+    one, two = slide.tile(here), slide.tile(there)
+    images = slide.image(one), slide.image(two)
+    n_transcripts = len(slide.transcripts(one))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
+    assert len(one.owned.index) > 10
+    assert n_transcripts > 1000
+    assert np.array_equal(images[0][:, 128:, :128], images[1][:, :128, 128:])
+    ids = [np.concatenate([[0], tile.cells.ids])[tile.crop(tile.masks.cells)] for tile in (one, two)]
+    assert np.array_equal(ids[0][128:, :128], ids[1][:128, 128:])
+    # The last tile is as near as the first.
+    assert slide.tile((131_000, 131_072, 131_000, 131_072)).masks.cells.any()
 
 
 def test_tiles_share_out_cells_and_transcripts_once():
