@@ -12,7 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def expand_labels(labels: NDArray[np.int32], distance_px: float) -> NDArray[np.int32]:
+def expand_labels(
+    labels: NDArray[np.int32],
+    distance_px: float,
+    *,
+    out: NDArray[np.int32] | None = None,
+    scratch: NDArray[np.int32] | None = None,
+) -> NDArray[np.int32]:
     """Give every background pixel within a distance the nearest label.
 
     A straight outline moves outwards by exactly `distance_px` if that is a whole number.
@@ -23,6 +29,8 @@ def expand_labels(labels: NDArray[np.int32], distance_px: float) -> NDArray[np.i
         (h, w) int32, 0 is background.
     distance_px
         Largest distance between the centres of a pixel and of the seed pixel that it takes its label from.
+    out, scratch
+        (h, w) int32 to use for the result and for the work; their values do not matter. Default: made here.
 
     Returns
     -------
@@ -37,11 +45,14 @@ def expand_labels(labels: NDArray[np.int32], distance_px: float) -> NDArray[np.i
     labels = np.ascontiguousarray(labels, dtype=np.int32)
     if not distance_px >= 0:
         raise ValueError(f"distance_px must be 0 or more, got {distance_px}")
+    out = np.empty_like(labels) if out is None else out
     if distance_px < 1 or labels.size == 0:
-        return labels.copy()
+        out[:] = labels
+        return out
     h, w = labels.shape
     reach = min(float(distance_px), float(h + w))  # no two pixels are farther apart
-    return _expand(labels, int(np.floor(reach * reach + 1e-9)))
+    _expand(labels, int(np.floor(reach * reach + 1e-9)), np.empty_like(labels) if scratch is None else scratch, out)
+    return out
 
 
 @numba.njit(cache=True, nogil=True)
@@ -88,15 +99,14 @@ def _lower_envelope(steps, reach, column, height, begin):
 
 
 @numba.njit(cache=True, nogil=True)
-def _expand(labels, limit):
-    """`limit` is the largest squared distance."""
+def _expand(labels, limit, down, out):
+    """`limit` is the largest squared distance; `down` and `out`, (h, w) int32, are filled."""
     h, w = labels.shape
     far = np.int32(h + w + 1)
     reach = 0
     while (reach + 1) * (reach + 1) <= limit:
         reach += 1
     # down[y, x]: rows from the pixel to the nearest seed of its column, negative if that is above; `far` if none.
-    down = np.empty((h, w), dtype=np.int32)
     any_seed = np.zeros(h, dtype=np.bool_)
     run = np.full(w, far, dtype=np.int32)
     for y in range(h - 1, -1, -1):
@@ -116,11 +126,11 @@ def _expand(labels, limit):
                 down[y, x] = d
             near = min(near, abs(d))
         any_seed[y] = near <= reach
-    out = np.zeros((h, w), dtype=np.int32)
     column = np.empty(w, dtype=np.int32)
     height = np.empty(w, dtype=np.int64)
     begin = np.empty(w, dtype=np.int32)
     for y in range(h):
+        out[y] = 0
         if not any_seed[y]:
             continue
         n = _lower_envelope(down[y], reach, column, height, begin)
@@ -134,7 +144,6 @@ def _expand(labels, limit):
             dx = np.int64(x - column[k])
             if dx * dx + height[k] <= limit:
                 out[y, x] = labels[y + down[y, column[k]], column[k]]
-    return out
 
 
 @numba.njit(cache=True, nogil=True)

@@ -21,12 +21,15 @@ import shapely
 from numpy.typing import NDArray
 
 from cellquilt.geometry.polygons import Rings, offsets_of
+from cellquilt.geometry.wkb import wkb_of_rings
 
 Index = NDArray[np.integer]
 #: Positions, and the polygons that are there from now on.
 Part = tuple[Index, "Rings | NDArray[np.object_]"]
 
-_BLOCK = 1024  # polygons that are unpacked together
+_BLOCK = 256  # polygons that are unpacked together
+_MEASURED = 8192  # polygons that are flattened at once
+_WRITTEN = 2048  # polygons that are made WKB of at once
 _CODEC = pa.Codec("zstd", compression_level=1)
 
 
@@ -92,9 +95,9 @@ class HeldPolygons:
     def traits(self) -> Traits:
         """Of all polygons."""
         if self._traits is None:
-            blocks = range(0, len(self), 8 * _BLOCK)
+            blocks = range(0, len(self), _MEASURED)
             self._traits = Traits.join(
-                [Traits.of(Rings.from_shapely(self._geometry[k : k + 8 * _BLOCK])) for k in blocks]
+                [Traits.of(Rings.from_shapely(self._geometry[k : k + _MEASURED])) for k in blocks]
             )
         return self._traits
 
@@ -260,6 +263,19 @@ class PackedPolygons:
     def objects(self, index: Index | None = None) -> NDArray[np.object_]:
         """Those at the given positions, or all, as shapely's objects."""
         return self._pool.rings(self._numbers if index is None else self._numbers[index]).to_shapely()
+
+    def wkb(self, start: int, stop: int) -> pa.ChunkedArray:
+        """(stop - start,) binary, those at these positions."""
+        parts = (np.arange(k, min(k + _WRITTEN, stop)) for k in range(start, stop, _WRITTEN))
+        return pa.chunked_array([wkb_of_rings(self.rings(part)) for part in parts], pa.binary())
+
+    def extent(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """(4,) bounds of all, NaN if there are none, and the numbers that shapely gives their types, ascending."""
+        traits = self.traits
+        low, high = traits.bounds[:, :2], traits.bounds[:, 2:]
+        bounds = [np.fmin.reduce(low, axis=0, initial=np.nan), np.fmax.reduce(high, axis=0, initial=np.nan)]
+        types = np.where(traits.n_parts > 1, int(shapely.GeometryType.MULTIPOLYGON), int(shapely.GeometryType.POLYGON))
+        return np.concatenate(bounds), np.unique(types)
 
     def take(self, index: Index) -> "PackedPolygons":
         """Those at the given positions, in that order."""

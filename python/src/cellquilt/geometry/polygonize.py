@@ -110,13 +110,17 @@ def simple_cells(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
     return out
 
 
-def connected_parts(labels: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def connected_parts(
+    labels: NDArray[np.int32], *, out: NDArray[np.int32] | None = None
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Number the 4-connected parts of all labels.
 
     Parameters
     ----------
     labels
         (h, w) int32, 0 is background.
+    out
+        (h + 2, w + 2) int32 to use for the parts; its values do not matter. Default: made here.
 
     Returns
     -------
@@ -126,7 +130,9 @@ def connected_parts(labels: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArr
     part_label
         (n_parts,) int32, the label of each part.
     """
-    return _connected_parts(np.ascontiguousarray(labels, dtype=np.int32))
+    h, w = labels.shape
+    parts = np.empty((h + 2, w + 2), dtype=np.int32) if out is None else out
+    return parts, _connected_parts(np.ascontiguousarray(labels, dtype=np.int32), parts)
 
 
 def _as_int32(labels: NDArray[np.integer]) -> NDArray[np.int32]:
@@ -150,10 +156,10 @@ def root_of(parent, i):
 
 
 @numba.njit(cache=True, nogil=True)
-def _connected_parts(labels):
+def _connected_parts(labels, parts):
     """Two passes with union-find; the smaller number is the root, so roots appear in raster order."""
     h, w = labels.shape
-    parts = np.full((h + 2, w + 2), -1, dtype=np.int32)
+    parts[:] = -1
     parent = np.empty(h * w, dtype=np.int32)
     n = 0
     for y in range(h):
@@ -194,7 +200,7 @@ def _connected_parts(labels):
                 part = parent[parts[y + 1, x + 1]]
                 parts[y + 1, x + 1] = part
                 part_label[part] = labels[y, x]
-    return parts, part_label
+    return part_label
 
 
 @numba.njit(cache=True, nogil=True)

@@ -121,14 +121,8 @@ class Rings:
 
     def take(self, index: NDArray[np.integer]) -> "Rings":
         """The polygons at the given positions, in the given order."""
-        index = np.asarray(index, dtype=np.int64)
-        rings = ranges(self.polygon_offsets[index], self.polygon_offsets[index + 1])
-        vertices = ranges(self.ring_offsets[rings], self.ring_offsets[rings + 1])
         return Rings(
-            self.coords[vertices],
-            offsets_of(self.ring_offsets[rings + 1] - self.ring_offsets[rings]),
-            offsets_of(self.polygon_offsets[index + 1] - self.polygon_offsets[index]),
-            self.exterior[rings],
+            *_take(self.coords, self.ring_offsets, self.polygon_offsets, self.exterior, np.asarray(index, np.int64))
         )
 
     @classmethod
@@ -189,6 +183,31 @@ def ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.in
     lengths = stops - starts
     offsets = offsets_of(lengths)
     return np.arange(offsets[-1], dtype=np.int64) + np.repeat(starts - offsets[:-1], lengths)
+
+
+@numba.njit(cache=True, nogil=True)
+def _take(coords, ring_offsets, polygon_offsets, exterior, index):
+    """The fields of the `Rings` of some polygons."""
+    polygons = np.zeros(index.size + 1, dtype=np.int64)
+    n_vertices = 0
+    for k in range(index.size):
+        first, last = polygon_offsets[index[k]], polygon_offsets[index[k] + 1]
+        polygons[k + 1] = polygons[k] + last - first
+        n_vertices += ring_offsets[last] - ring_offsets[first]
+    rings = np.zeros(polygons[-1] + 1, dtype=np.int64)
+    starts = np.empty(polygons[-1], dtype=np.bool_)
+    vertices = np.empty((n_vertices, 2), dtype=np.float64)
+    ring = vertex = 0
+    for p in index:
+        for r in range(polygon_offsets[p], polygon_offsets[p + 1]):
+            for i in range(ring_offsets[r], ring_offsets[r + 1]):
+                vertices[vertex, 0] = coords[i, 0]
+                vertices[vertex, 1] = coords[i, 1]
+                vertex += 1
+            starts[ring] = exterior[r]
+            ring += 1
+            rings[ring] = vertex
+    return vertices, rings, polygons, starts
 
 
 @numba.njit(cache=True, nogil=True)

@@ -22,6 +22,7 @@ def polygons_to_labels(
     *,
     subset: NDArray[np.integer] | None = None,
     overwrite: bool = False,
+    out: NDArray[np.int32] | None = None,
 ) -> NDArray[np.int32]:
     """Paint polygons into a window of the pixel plane.
 
@@ -37,6 +38,8 @@ def polygons_to_labels(
         Positions of the polygons to paint, in that order. Default: all, in their order.
     overwrite
         Where polygons overlap the first keeps the pixel; if true, the last.
+    out
+        (y1 - y0, x1 - x0) int32 to use for the result; its values do not matter. Default: made here.
 
     Returns
     -------
@@ -50,7 +53,10 @@ def polygons_to_labels(
     if values.shape != (len(rings),):
         raise ValueError(f"{len(rings)} polygons but values of shape {values.shape}")
     index = np.arange(len(rings), dtype=np.int64) if subset is None else np.asarray(subset, dtype=np.int64)
-    out = np.zeros((y1 - y0, x1 - x0), dtype=np.int32)
+    if out is None:
+        out = np.zeros((y1 - y0, x1 - x0), dtype=np.int32)
+    else:
+        out[:] = 0
     _paint(rings.coords, rings.ring_offsets, rings.polygon_offsets, index, values, out, y0, x0, overwrite)
     return out
 

@@ -271,7 +271,8 @@ def raster_order(geometry: NDArray[np.object_] | Polygons) -> NDArray[np.int64]:
     and empty ones are last.
     """
     polygons = polygons_of(geometry)
-    bounds, measures = polygons.traits.bounds, polygons.traits.measures
+    traits = polygons.traits
+    bounds, measures = traits.bounds, traits.measures
     # Rounded, so that the last digits of a sum do not decide between cells side by side.
     keys = [np.round(measures[:, 2], 6), np.round(measures[:, 1], 6)]
     return _order_by(polygons, bounds, measures[:, 0], keys)[0]

@@ -82,6 +82,7 @@ def _grow(nuclei: Polygons, distance_px: float, bounds: tuple[int, int] | None, 
     # Tiles whose windows meet hold the nuclei that may limit each other's.
     n_tiles = len(extents)
     offsets, partners = neighbours_of(n_tiles, *box_pairs(extents.astype(np.float64)))
+    planes = _Planes()
     for k in range(n_tiles):
         own = members[starts[k] : starts[k + 1]]
         x0, y0, x1, y1 = (int(v) for v in extents[k])
@@ -93,17 +94,15 @@ def _grow(nuclei: Polygons, distance_px: float, bounds: tuple[int, int] | None, 
         others = members[ranges(starts[nearby], starts[nearby + 1])]
         meets = (boxes[others, 0] < x1) & (boxes[others, 2] > x0) & (boxes[others, 1] < y1) & (boxes[others, 3] > y0)
         subset = np.sort(np.concatenate([own, others[meets]]))  # the order of the input decides overlaps
-        seeds = polygons_to_labels(nuclei.rings(subset), np.arange(1, subset.size + 1), (y0, y1, x0, x1))
+        window, shape = (y0, y1, x0, x1), (y1 - y0, x1 - x0)
+        seeds = polygons_to_labels(nuclei.rings(subset), np.arange(1, subset.size + 1), window, out=planes.of(0, shape))
         is_own = np.zeros(subset.size + 1, dtype=bool)
         is_own[np.searchsorted(subset, own) + 1] = True
-        labels = expand_labels(seeds, distance_px)
+        labels = expand_labels(seeds, distance_px, out=planes.of(1, shape), scratch=planes.of(2, shape))
         _keep_labels(labels, is_own)
-        parts, part_label = connected_parts(labels)
-        del labels  # planes of a tile are what takes the memory
+        parts, part_label = connected_parts(labels, out=planes.of(2, (shape[0] + 2, shape[1] + 2)))
         _drop_parts_without_seed(parts, part_label, seeds)
-        del seeds
         ids, outlines = parts_to_rings(parts, part_label, (x0, y0))
-        del parts
         if whole:
             yield subset[ids - 1], outlines
         else:
@@ -111,6 +110,20 @@ def _grow(nuclei: Polygons, distance_px: float, bounds: tuple[int, int] | None, 
             cells[ids - 1] = outlines.to_shapely()
             owned = np.flatnonzero(is_own[1:])
             yield subset[owned], _unite_with_nuclei(cells[owned], owned, nuclei.objects(subset), bounds)
+
+
+class _Planes:
+    """Planes that one tile uses after the other: fresh ones would cost the system more than the work on them."""
+
+    def __init__(self) -> None:
+        self._buffers = [np.empty(0, dtype=np.int32)] * 3
+
+    def of(self, number: int, shape: tuple[int, int]) -> NDArray[np.int32]:
+        """Plane 0, 1 or 2 in a shape; it holds anything."""
+        size = shape[0] * shape[1]
+        if self._buffers[number].size < size:
+            self._buffers[number] = np.empty(size, dtype=np.int32)
+        return self._buffers[number][:size].reshape(shape)
 
 
 def _unite_with_nuclei(

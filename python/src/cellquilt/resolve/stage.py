@@ -2,20 +2,25 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import LOG
 from cellquilt.core.record import Record
 from cellquilt.core.settings import TRANSCRIPT_METHODS, Settings
-from cellquilt.core.shapes import ShapesTable, read_geoparquet, read_shapes, write_shapes
+from cellquilt.core.shapes import GeoParquetFile, ShapesTable, read_shapes, write_outlines, write_shapes
 from cellquilt.core.store import PATCH_RESULTS, Store, result_of
 from cellquilt.core.transforms import Affine, apply, length_scale
+from cellquilt.geometry.outlines import rings_of
+from cellquilt.geometry.packed import PackedPolygons
+from cellquilt.geometry.polygons import Rings
 from cellquilt.resolve.choose import Windows, raster_order, resolve_cells
 from cellquilt.resolve.nuclei import expand_nuclei
 
@@ -90,14 +95,34 @@ def resolve_slide(
         facts: dict[str, Any] = {"method": "vendor", "n_cut": 0, "conflict_rate": 0.0, "patches": []}
     else:
         found, facts = _from_patches(store, results, settings)
-    shapes = _number(store.name, found)
-    _tell(store.name, record, facts, len(shapes["cell_boundaries"]))
+    order, ids = _numbers(store.name, found.outlines["cell_boundaries"])
+    columns = {name: values[order] for name, values in found.columns.items()}
+    _tell(store.name, record, facts, len(ids))
 
     with result_of(store, output, overwrite=overwrite) as delta:
-        for name, table in sorted(shapes.items()):
-            write_shapes(delta.new_element("shapes", name), table)
+        for name, outlines in sorted(found.outlines.items()):
+            write_outlines(delta.new_element("shapes", name), outlines.take(order), ids, columns, found.transforms)
         delta.add_record(record.finish())
     return output or store.path
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Cells before they are numbered.
+
+    Attributes
+    ----------
+    outlines
+        Name of the element → (n,) outlines.
+    columns
+        Column name → (n,) array, for every element.
+    transforms
+        Coordinate system → (3, 3) map from the outlines' coordinates.
+    """
+
+    outlines: dict[str, NDArray[np.object_] | PackedPolygons]
+    columns: dict[str, np.ndarray]
+    transforms: dict[str, Affine]
 
 
 def _tell(sample: str, record: Record, facts: dict[str, Any], n_cells: int) -> None:
@@ -120,7 +145,9 @@ def _resolve_transcripts(
     frame = _image_frame(store)[0] if store.names("images") else None
     with tempfile.TemporaryDirectory() as scratch:
         found = resolve_molecules(store, results, frame, settings, Path(scratch))
-        cells = _number(store.name, {"cell_boundaries": found.cells})["cell_boundaries"]
+        order, ids = _numbers(store.name, found.cells.geometry)
+        cells = found.cells.take(order)
+        cells.ids = ids
         shapes = {"cell_boundaries": cells, **_of_prior(prior, found.facts["tasks"], cells)}
         _tell(store.name, record, found.facts, len(cells))
         with result_of(store, output, overwrite=overwrite) as delta:
@@ -175,9 +202,7 @@ def _results_in(store: Store, method: str) -> list[Path]:
     return files
 
 
-def _from_patches(
-    store: Store, files: Sequence[Path], settings: Settings
-) -> tuple[dict[str, ShapesTable], dict[str, Any]]:
+def _from_patches(store: Store, files: Sequence[Path], settings: Settings) -> tuple[_Found, dict[str, Any]]:
     geometry, columns, patches, tasks = _read_results(files)
     transforms, (height, width) = _image_frame(store)
     resolution = resolve_cells(
@@ -189,22 +214,13 @@ def _from_patches(
         rule=settings["resolve_rule"],
         windows=Windows.of(patches, (height, width)),
     )
-    segmented = resolution.geometry
-    table = ShapesTable(
-        np.arange(len(segmented)).astype(str),
-        segmented,
-        {"patch": columns["patch"][resolution.source], "merged": resolution.merged, "cut": resolution.cut},
-        transforms,
-    )
     expand_um, nuclear = growth_um(tasks[0] if tasks else {}, settings)
-    pixel_size_um = length_scale(transforms["microns"])
-    shapes = {"cell_boundaries": table}
+    outlines: dict[str, NDArray[np.object_] | PackedPolygons] = {"cell_boundaries": resolution.geometry}
     if nuclear:
-        grown = expand_nuclei(segmented, expand_um / pixel_size_um, bounds=(height, width))
-        shapes = {
-            "nucleus_boundaries": table,
-            "cell_boundaries": ShapesTable(table.ids, grown, dict(table.columns), transforms),
-        }
+        reach_px = expand_um / length_scale(transforms["microns"])
+        outlines["nucleus_boundaries"] = resolution.geometry
+        outlines["cell_boundaries"] = expand_nuclei(resolution.geometry, reach_px, bounds=(height, width))
+    kept = {"patch": columns["patch"][resolution.source], "merged": resolution.merged, "cut": resolution.cut}
     facts = {
         "method": settings["segmentation"],
         "expand_um": expand_um,
@@ -213,7 +229,7 @@ def _from_patches(
         "patches": patches,
         "tasks": tasks,
     }
-    return shapes, facts
+    return _Found(outlines, kept, transforms), facts
 
 
 def growth_um(task: dict[str, Any], settings: Settings) -> tuple[float, bool]:
@@ -234,31 +250,34 @@ def growth_um(task: dict[str, Any], settings: Settings) -> tuple[float, bool]:
 
 def _read_results(
     files: Sequence[Path],
-) -> tuple[np.ndarray, dict[str, np.ndarray], list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[PackedPolygons, dict[str, np.ndarray], list[dict[str, Any]], list[dict[str, Any]]]:
     """Cells of all patches in the order of (patch, label), the patches' records and the tasks' records."""
-    geometries: list[np.ndarray] = []
     columns: dict[str, list[np.ndarray]] = {"patch": [], "label": [], "cut": [], "depth_px": []}
     patches: list[dict[str, Any]] = []
     tasks: list[dict[str, Any]] = []
-    for file in files:
-        geometry, table, metadata = read_geoparquet(file)
-        missing = [name for name in columns if name not in table.schema.names]
-        if missing:
-            raise CellquiltError("patch-result-invalid", f"{file} lacks the columns {', '.join(missing)}")
-        geometries.append(geometry)
-        for name, parts in columns.items():
-            parts.append(table.column(name).to_numpy(zero_copy_only=False))
-        patches += metadata.get("patches", [])
-        tasks.append({key: value for key, value in metadata.items() if key != "patches"})
-    stacked = {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in columns.items()}
-    geometry = np.concatenate(geometries) if geometries else np.zeros(0, dtype=object)
+
+    def parts() -> Iterator[Rings]:
+        for path in files:
+            file = GeoParquetFile(path)
+            missing = [name for name in columns if name not in file.schema.names]
+            if missing:
+                raise CellquiltError("patch-result-invalid", f"{path} lacks the columns {', '.join(missing)}")
+            for batch in file.batches():
+                for name, values in columns.items():
+                    values.append(batch.column(name).to_numpy(zero_copy_only=False))
+                yield rings_of(file, batch.column(file.geometry))
+            patches.extend(file.metadata.get("patches", []))
+            tasks.append({key: value for key, value in file.metadata.items() if key != "patches"})
+
+    geometry = PackedPolygons.of(parts())
+    stacked = {name: np.concatenate(values) if values else np.zeros(0) for name, values in columns.items()}
     order = np.lexsort((stacked["label"], stacked["patch"]))
     patches.sort(key=lambda patch: patch["index"])
     tasks.sort(key=lambda task: json.dumps(task, sort_keys=True))
-    return geometry[order], {name: values[order] for name, values in stacked.items()}, patches, tasks
+    return geometry.take(order), {name: values[order] for name, values in stacked.items()}, patches, tasks
 
 
-def _vendor_cells(store: Store, settings: Settings) -> dict[str, ShapesTable]:
+def _vendor_cells(store: Store, settings: Settings) -> _Found:
     """The machine's cells, brought to pixels of the main image."""
     if not store.has("shapes", "vendor_cells"):
         raise CellquiltError(
@@ -276,7 +295,7 @@ def _vendor_cells(store: Store, settings: Settings) -> dict[str, ShapesTable]:
     except CellquiltError:
         transforms = {"global": np.eye(3), "microns": np.linalg.inv(to_global)}
     columns = {"vendor_id": table.ids}
-    return {"cell_boundaries": ShapesTable(table.ids, np.asarray(geometry, dtype=object), columns, transforms)}
+    return _Found({"cell_boundaries": np.asarray(geometry, dtype=object)}, columns, transforms)
 
 
 def _plane(planes: np.ndarray, z: str) -> int:
@@ -291,11 +310,7 @@ def _plane(planes: np.ndarray, z: str) -> int:
     return int(there[len(there) // 2]) if len(there) else 0
 
 
-def _number(sample: str, shapes: dict[str, ShapesTable]) -> dict[str, ShapesTable]:
-    """Number the cells in raster order of their centroids; a nucleus has its cell's id."""
-    order = raster_order(shapes["cell_boundaries"].geometry)
-    ids = np.asarray([f"{sample}-{number}" for number in range(1, len(order) + 1)], dtype=str)
-    numbered = {name: table.take(order) for name, table in shapes.items()}
-    for table in numbered.values():
-        table.ids = ids
-    return numbered
+def _numbers(sample: str, cells: NDArray[np.object_] | PackedPolygons) -> tuple[NDArray[np.int64], np.ndarray]:
+    """The cells in raster order of their centroids, as positions, and the ids that they have in that order."""
+    order = raster_order(cells)
+    return order, np.asarray([f"{sample}-{number}" for number in range(1, len(order) + 1)], dtype=str)
