@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import shapely
+
+from cellquilt.core.shapes import ShapesFile
 
 ZOOM_UM = 110.0
 _MIN_PX, _MAX_PX = 160, 900
 #: Most transcripts drawn in a window; more are thinned evenly.
 MAX_DOTS = 4000
-_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -139,12 +139,11 @@ def outlines(element: Path, ids: np.ndarray) -> Iterator[np.ndarray]:
     import pyarrow.compute as pc
 
     wanted = pa.array(ids.tolist(), type=pa.string())
-    with pq.ParquetFile(element / "shapes.parquet") as file:
-        names = file.schema_arrow.names
-        if "cell_id" not in names:  # written by other hands: the rows' order is that of the ids nowhere
-            return
-        for batch in file.iter_batches(batch_size=_ROWS, columns=["geometry", "cell_id"]):
-            rows = pc.is_in(batch.column("cell_id").cast(pa.string()), value_set=wanted)
-            chosen = batch.column("geometry").filter(rows)
-            if len(chosen):
-                yield np.asarray(shapely.from_wkb(chosen.to_numpy(zero_copy_only=False)), dtype=object)
+    file = ShapesFile(element)
+    if file.index is None:  # written by other hands: the rows' order is that of the ids nowhere
+        return
+    for batch in file.batches([file.geometry, file.index]):
+        rows = pc.is_in(batch.column(file.index).cast(pa.string()), value_set=wanted)
+        chosen = batch.column(file.geometry).filter(rows)
+        if len(chosen):
+            yield np.asarray(shapely.from_wkb(chosen.to_numpy(zero_copy_only=False)), dtype=object)
