@@ -142,3 +142,19 @@ def test_tiny_cells_in_a_vast_slide_and_one_polygon_over_all():
     np.testing.assert_array_equal(
         points_in_polygons(inside, Rings.from_shapely(polygons)), brute_force(polygons, inside)
     )
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, -70_000.0, 2.0**31]))
+@settings(max_examples=30, deadline=None)
+def test_outlines_on_the_pixel_lattice_are_kept_small_and_change_nothing(seed, shift):
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, 200, (40, 7, 2)).astype(float)
+    rings = Rings.from_shapely(shapely.polygons(corners + shift))
+    # One more polygon off the lattice, and all are kept as they are.
+    other = np.append(shapely.polygons(corners + shift), shapely.box(shift + 300.5, 300, shift + 301, 301))
+    small, large = PolygonIndex(rings), PolygonIndex(Rings.from_shapely(other))
+    assert (small._coords.dtype, large._coords.dtype) == (np.int16, np.float64)
+    xy = np.concatenate([rng.uniform(-5, 205, (500, 2)), rng.integers(-2, 404, (500, 2)) / 2]) + shift
+    np.testing.assert_array_equal(small.locate(xy), large.locate(xy))
+    wide = Rings.from_shapely(np.array([shapely.box(0, 0, 40_000, 3)]))
+    assert PolygonIndex(wide).locate([[39_999.5, 1.0], [40_000.5, 1.0]]).tolist() == [0, -1]

@@ -47,8 +47,9 @@ class PolygonIndex:
 
     Notes
     -----
-    Memory: 4 bytes a bin (at most 64 bins a polygon, 32 million in all) and 4 bytes for each row of bins that an edge
-    reaches, beside the polygons themselves, which are not copied.
+    Memory: 4 bytes a bin (at most 64 bins a polygon, 32 million in all), 4 bytes for each row of bins that an edge
+    which is not level reaches, and 4 bytes a vertex where all vertices have whole numbers as coordinates, as outlines
+    on the pixel lattice do. Others' coordinates are not copied, and the polygons stay in memory with the index.
     """
 
     def __init__(self, rings: Rings, *, z_plane: ArrayLike | None = None) -> None:
@@ -61,7 +62,6 @@ class PolygonIndex:
                 raise ValueError(f"{self.n_polygons} polygons but planes of shape {self._planes.shape}")
         if self.n_polygons >= 1 << 30 or rings.coords.shape[0] >= 1 << 31:
             raise ValueError("more polygons or vertices than 32-bit positions reach")
-        self._rings = rings
         self._centroids = rings.centroids()
         bounds = rings.bounds()
         usable = np.isfinite(bounds).all(axis=1) & _all_finite(rings.coords, rings.ring_offsets, rings.polygon_offsets)
@@ -82,7 +82,7 @@ class PolygonIndex:
         first_row, rows_of = _rows(bounds, usable, self._frame, n_rows)
         slab_offsets = offsets_of(rows_of)
         self._slabs = (first_row, slab_offsets)
-        self._edge_offsets, self._edges = _edges_by_row(
+        edge_offsets, edges = _edges_by_row(
             rings.coords,
             rings.ring_offsets,
             rings.polygon_offsets,
@@ -93,9 +93,10 @@ class PolygonIndex:
             slab_offsets,
         )
         self._grid, self._list_offsets, self._lists = _fill_grid(
-            rings.coords, bounds, usable, self._frame, n_rows, n_columns, first_row, slab_offsets,
-            self._edge_offsets, self._edges,
+            rings.coords, bounds, usable, self._frame, n_rows, n_columns, first_row, slab_offsets, edge_offsets, edges
         )  # fmt: skip
+        self._edge_offsets, self._edges = _without_level(rings.coords, edge_offsets, edges)
+        self._coords, self._origins = _compact(rings, bounds, usable)
 
     def locate(self, xy: ArrayLike, z_plane: ArrayLike | None = None, *, threads: int = 1) -> NDArray[np.int64]:
         """The polygon that each point lies in.
@@ -158,8 +159,8 @@ class PolygonIndex:
         def work(part: slice) -> None:
             _locate(
                 x[part], y[part], planes[part] if self.has_planes else planes, affine, self._frame, self._grid,
-                self._list_offsets, self._lists, *self._slabs, self._edge_offsets, self._edges, self._rings.coords,
-                self._centroids, self._planes, out[part],
+                self._list_offsets, self._lists, *self._slabs, self._edge_offsets, self._edges, self._coords,
+                self._origins, self._centroids, self._planes, out[part],
             )  # fmt: skip
 
         in_threads(work, x.size, threads, _MIN_POINTS_PER_THREAD)
@@ -245,6 +246,52 @@ def _edges_by_row(coords, ring_offsets, polygon_offsets, usable, frame, n_rows, 
         offsets[s] = offsets[s - 1]
     offsets[0] = 0
     return offsets, edges
+
+
+@numba.njit(cache=True, nogil=True)
+def _without_level(coords, edge_offsets, edges):
+    """Only the edges that can cross a height: on the pixel lattice half of them."""
+    offsets = np.zeros_like(edge_offsets)
+    for s in range(edge_offsets.size - 1):
+        n = 0
+        for e in range(edge_offsets[s], edge_offsets[s + 1]):
+            n += coords[edges[e], 1] != coords[edges[e] + 1, 1]
+        offsets[s + 1] = offsets[s] + n
+    out = np.empty(offsets[-1], dtype=np.int32)
+    k = 0
+    for v in edges:
+        if coords[v, 1] != coords[v + 1, 1]:
+            out[k] = v
+            k += 1
+    return offsets, out
+
+
+def _compact(
+    rings: Rings, bounds: NDArray[np.float64], usable: NDArray[np.bool_]
+) -> tuple[NDArray[np.int16] | NDArray[np.float64], NDArray[np.float64]]:
+    """Vertices in 16 bits where that loses nothing, and what to add to those of each polygon."""
+    small = np.zeros(rings.coords.shape, dtype=np.int16)
+    origins = np.ascontiguousarray(np.where(usable[:, None], bounds[:, :2], 0.0))
+    if _to_16_bits(rings.coords, rings.ring_offsets, rings.polygon_offsets, bounds, usable, small):
+        return small, origins
+    return rings.coords, np.zeros_like(origins)
+
+
+@numba.njit(cache=True, nogil=True)
+def _to_16_bits(coords, ring_offsets, polygon_offsets, bounds, usable, out):
+    """Fill `out` with the distances from each polygon's corner; false if one is no whole number or too long."""
+    for p in range(polygon_offsets.size - 1):
+        if not usable[p]:
+            continue
+        for axis in range(2):
+            low, high = bounds[p, axis], bounds[p, 2 + axis]
+            if high - low > 32767 or max(abs(low), abs(high)) > 2.0**50:
+                return False
+            for v in range(ring_offsets[polygon_offsets[p]], ring_offsets[polygon_offsets[p + 1]]):
+                if coords[v, axis] != np.floor(coords[v, axis]):
+                    return False
+                out[v, axis] = np.int16(coords[v, axis] - low)
+    return True
 
 
 @numba.njit(cache=True, nogil=True)
@@ -361,7 +408,7 @@ def _fill_grid(
 
 
 @numba.njit(cache=True, nogil=True)
-def _contains(p, row, x, y, first_row, slab_offsets, edge_offsets, edges, coords):
+def _contains(p, row, x, y, first_row, slab_offsets, edge_offsets, edges, coords, origins):
     """Whether an odd number of the polygon's edges cross the height y at or left of x."""
     slab = slab_offsets[p] + row - first_row[p]
     if slab < slab_offsets[p] or slab >= slab_offsets[p + 1]:
@@ -369,10 +416,10 @@ def _contains(p, row, x, y, first_row, slab_offsets, edge_offsets, edges, coords
     inside = False
     for e in range(edge_offsets[slab], edge_offsets[slab + 1]):
         v = edges[e]
-        ay, by = coords[v, 1], coords[v + 1, 1]
+        ay, by = origins[p, 1] + coords[v, 1], origins[p, 1] + coords[v + 1, 1]
         if (ay <= y) == (by <= y):
             continue
-        ax, bx = coords[v, 0], coords[v + 1, 0]
+        ax, bx = origins[p, 0] + coords[v, 0], origins[p, 0] + coords[v + 1, 0]
         if ay > by:
             ax, ay, bx, by = bx, by, ax, ay
         # The same expression as in `rasterize.row_crossings`, so that both agree to the last bit.
@@ -385,7 +432,7 @@ def _contains(p, row, x, y, first_row, slab_offsets, edge_offsets, edges, coords
 @numba.njit(cache=True, nogil=True)
 def _locate(
     xs, ys, point_planes, affine, frame, grid, list_offsets, lists, first_row, slab_offsets, edge_offsets, edges,
-    coords, centroids, polygon_planes, out,
+    coords, origins, centroids, polygon_planes, out,
 ):  # fmt: skip
     """Locate points in blocks: look all up in the grid, then test the undecided ones row of bins by row of bins.
 
@@ -446,7 +493,7 @@ def _locate(
                 p = v >> 1
                 if planes and polygon_planes[p] != point_planes[i]:
                     continue
-                if v & 1 or _contains(p, row, x, y, first_row, slab_offsets, edge_offsets, edges, coords):
+                if v & 1 or _contains(p, row, x, y, first_row, slab_offsets, edge_offsets, edges, coords, origins):
                     out[i] = p
                 continue
             best = -1
@@ -455,7 +502,7 @@ def _locate(
                 p = entry >> 1
                 if planes and polygon_planes[p] != point_planes[i]:
                     continue
-                if entry & 1 or _contains(p, row, x, y, first_row, slab_offsets, edge_offsets, edges, coords):
+                if entry & 1 or _contains(p, row, x, y, first_row, slab_offsets, edge_offsets, edges, coords, origins):
                     distance = (x - centroids[p, 0]) ** 2 + (y - centroids[p, 1]) ** 2
                     if best < 0 or distance < nearest:
                         best = p
