@@ -277,6 +277,10 @@ def test_chains_of_methods_count_every_transcript_once(tmp_path, nextflow):
         assert np.array_equal(np.asarray(table.X.sum(axis=1)).ravel(), sums), chain
         assert sums.sum() > 0.8 * len(counted)
         assert list(table.obs_names) == [f"{name}-{number}" for number in range(1, table.n_obs + 1)]
+        methods = [
+            record["facts"]["method"] for record in sdata.attrs["cellquilt"]["records"] if record["stage"] == "resolve"
+        ]
+        assert ",".join(methods) == chain.strip('"')
         if name == "by_image":
             # Each nucleus has the id of the one cell that started from it.
             nuclei = sdata.shapes["nucleus_boundaries"]

@@ -154,6 +154,9 @@ def _resolve_transcripts(
             for name, table in sorted(shapes.items()):
                 write_shapes(delta.new_element("shapes", name), table)
             found.put_beside(delta.new_element("shapes", "cell_boundaries"))
+            if prior.path != store.path:  # how the cells came about that these started from
+                for earlier in prior.records:
+                    delta.add_record(earlier)
             delta.add_record(record.finish())
     return output or store.path
 
