@@ -707,7 +707,7 @@ FAULTS = [
           folder, "--transcripts", kit / "t.csv"), ("x.zarr",),
           _refuse(errno.ENOSPC, at="cellquilt.core.points.PointsWriter.write")),
     Fault("the disk gets full at an in-place step", "disk-full", lambda kit, folder: ["tissue", _copy(kit, folder,
-          "s.raw.zarr")], ("s.raw.zarr",), _refuse(errno.ENOSPC, at="cellquilt.core.shapes.write_parquet")),
+          "s.raw.zarr")], ("s.raw.zarr",), _refuse(errno.ENOSPC, at="cellquilt.core.shapes.ParquetWriter")),
     Fault("the disk gets full at the report", "disk-full", _on_kit("report", "{kit}/s.zarr", out="r.html"),
           ("r.html",), _refuse(errno.ENOSPC, at="pathlib.Path.write_text")),
     Fault("the disk gets full when parts are put together", "disk-full", _on_kit("assemble", "{kit}/s.raw.zarr",

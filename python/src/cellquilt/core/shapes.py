@@ -101,7 +101,7 @@ def write_geoparquet(
         geometry = np.asarray(geometry, dtype=object)
         extent, parts = _extent(geometry), iter([arrow_array(shapely.to_wkb(geometry))])
     arrays: dict[str, pa.Array] = {name: arrow_array(values) for name, values in columns.items()}
-    arrays["geometry"] = pa.array([], pa.binary())
+    arrays["geometry"] = pa.nulls(0, pa.binary())  # `pa.array` would import pandas; see `arrow_array`
     if index is not None:
         arrays[index[0]] = pa.array(np.asarray(index[1], dtype=object).tolist(), type=pa.string())
     schema = pa.schema([pa.field(name, array.type) for name, array in arrays.items()])
