@@ -3,26 +3,32 @@
 `tests/slow/test_proseg.py` runs the real one.
 """
 
+import gzip
 import itertools
+import shutil
 import stat
 import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
+import shapely
 from cellquilt.cli import main
 from cellquilt.core import zarr_json
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.settings import Settings
+from cellquilt.core.shapes import read_geoparquet, write_geoparquet
 from cellquilt.patches.transcripts import SCHEMA, TranscriptBundle
 from cellquilt.segment.molecules import read_results
 from cellquilt.segment.proseg import plan, segment_bundle
 from cellquilt.segment.proseg.command import arguments, extra_options, find_proseg
 from cellquilt.segment.proseg.memory import estimate_gb, transcripts_that_fit
 from cellquilt.segment.proseg.outcome import cause
+from cellquilt.segment.proseg.read import border_columns
 from cellquilt.segment.proseg.transcripts import Contents, look, write_table
 
 GENES = ["Actb", 'comma, "quote"', "β-catenin", "NegControlLike"]
@@ -48,11 +54,11 @@ def molecules(n: int = 400, seed: int = 0, x0: float = 0.0, n_cells: int = 4, nu
     }
 
 
-def write_bundle(folder: Path, *patches: dict, prior: dict | None = None, engine: dict | None = None) -> Path:
+def write_bundle(folder: Path, *patches: dict, prior: dict | None = None, left: float = 0.0) -> Path:
     """A bundle of patches side by side, each reaching 5 µm into its neighbours."""
     records = []
     for index, columns in enumerate(patches):
-        x0, x1 = index * WIDTH, (index + 1) * WIDTH
+        x0, x1 = left + index * WIDTH, left + (index + 1) * WIDTH
         window = [x0 - 5 * (index > 0), 0.0, x1 + 5 * (index + 1 < len(patches)), WIDTH]
         record = dict(zip(("x0", "y0", "x1", "y1"), window, strict=True))
         records.append({"index": index, **record, "core": [x0, 0.0, x1, WIDTH], "n_transcripts": len(columns["x_um"])})
@@ -69,7 +75,7 @@ def write_bundle(folder: Path, *patches: dict, prior: dict | None = None, engine
         "n_patches": len(patches),
         "pixel_size_um": None,
         "transforms": {},
-        "engine": engine or plan(Settings()),
+        "engine": plan(Settings()),
         "prior": prior or {"from": "shapes", "name": "nucleus_boundaries", "n_cells": most},
         "genes": GENES,
         "patches": records,
@@ -387,3 +393,163 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
     except OSError:
         return False
+
+
+# --- a recorded output: what proseg 3.2.0 made of `molecules(x0=1000.25)`
+
+RECORDED = Path(__file__).parents[1] / "data" / "proseg_3.2.0"
+
+
+def replay(tmp_path: Path, change=None, **settings):
+    """Segment the recorded molecules, with the recorded output in proseg's place, perhaps changed."""
+    output = tmp_path / "recorded"
+    shutil.copytree(RECORDED, output)
+    if change is not None:
+        change(output)
+    bundle = write_bundle(tmp_path / "b.zarr", molecules(x0=1000.25), left=1000.25)
+    body = f'while [ $# -gt 0 ]; do [ "$1" = --output-path ] && cp -r {output}/. "$2"; shift; done'
+    record = segment(tmp_path, bundle, body, **settings)
+    return record, read_results([tmp_path / "out.result"])
+
+
+def test_the_cell_of_every_transcript_comes_back(tmp_path):
+    record, result = replay(tmp_path)
+    columns = molecules(x0=1000.25)
+    table = pa.concat_tables(result.transcripts)
+    assert np.array_equal(table.column("transcript_id").to_numpy(), columns["transcript_id"])
+    label = table.column("label").to_numpy()
+    said = pq.read_table(RECORDED / "transcripts.parquet")
+    expected = dict(zip(said.column("transcript_id").to_pylist(), said.column("assignment").to_pylist(), strict=True))
+    theirs = [expected[i] for i in columns["transcript_id"].tolist()]
+    assert label.tolist() == [0 if cell is None else cell + 1 for cell in theirs]
+    assert np.array_equal(np.bincount(label, minlength=5)[1:], result.cells["n_transcripts"])
+    # Proseg numbered the cells by when they came: the cell of each is known by most of its transcripts' prior cells.
+    prior = columns["prior_cell"]
+    for number, cell in zip(result.cells["label"], result.cells["prior_cell"], strict=True):
+        assert np.bincount(prior[(label == number) & (prior > 0)]).argmax() == cell
+    assert sorted(result.cells["prior_cell"].tolist()) == [1, 2, 3, 4]
+    assert record["versions"]["proseg"] == "3.2.0"
+    assert result.patches[0]["n_too_far"] == result.patches[0]["n_without_outline"] == 0
+
+
+def test_outlines_are_where_the_machine_saw_the_transcripts(tmp_path):
+    _, result = replay(tmp_path)
+    columns = molecules(x0=1000.25)
+    label = pa.concat_tables(result.transcripts).column("label").to_numpy()
+    place = shapely.points(columns["x_um"], columns["y_um"])
+    for number, outline in zip(result.cells["label"], result.geometry, strict=True):
+        assert outline.geom_type == "Polygon"
+        assert outline.is_valid
+        assert shapely.distance(outline, place[label == number]).mean() < 0.5
+    raw, _, _ = read_geoparquet(RECORDED / "proseg-output.zarr" / "shapes" / "cell_boundaries" / "shapes.parquet")
+    largest = [max(part.area for part in shapely.get_parts(shape)) for shape in raw]
+    assert shapely.area(result.geometry).tolist() == pytest.approx(largest)
+    assert not result.cells["cut"].any()
+    assert np.isinf(result.cells["depth_um"]).all()
+
+
+def test_expected_counts_have_the_genes_names(tmp_path):
+    _, result = replay(tmp_path)
+    with gzip.open(RECORDED / "expected.mtx.gz", "rt") as stream:
+        lines = [line.split() for line in stream.read().splitlines()[2:]]
+    order = pq.read_table(RECORDED / "genes.parquet").column("gene").to_pylist()
+    theirs = {(int(cell), GENES[int(order[int(gene) - 1])]): float(value) for cell, gene, value in lines}
+    rows = result.expected.to_pylist()
+    ours = {(row["label"], row["gene"]): row["value"] for row in rows}
+    assert ours == pytest.approx(theirs)
+    assert len(rows) == len(ours)
+    assert [(row["label"], GENES.index(row["gene"])) for row in rows] == sorted(
+        (row["label"], GENES.index(row["gene"])) for row in rows
+    )
+    assert sum(ours.values()) == pytest.approx(result.cells["n_transcripts"].sum(), rel=0.1)
+
+
+def test_the_same_output_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        replay(tmp_path / name)
+    for file in ("transcripts.parquet", "expected.parquet"):
+        assert (tmp_path / "a/out.result" / file).read_bytes() == (tmp_path / "b/out.result" / file).read_bytes()
+
+
+def rewrite(file: str, **columns):
+    """A change of some columns of a recorded table; a function gets the column as a list."""
+
+    def change(output: Path) -> None:
+        table = pq.read_table(output / file)
+        for name, function in columns.items():
+            at, kind = table.schema.get_field_index(name), table.schema.field(name).type
+            table = table.set_column(at, name, pa.array(function(table.column(name).to_pylist()), kind))
+        pq.write_table(table, output / file)
+
+    return change
+
+
+def matrix(text: str):
+    def change(output: Path) -> None:
+        with gzip.open(output / "counts.mtx.gz", "wt") as stream:
+            stream.write(f"%%MatrixMarket matrix coordinate real general\n{text}\n")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (matrix("4 4 1\n1 1 3"), "counts 3 transcripts"),
+        (matrix("4 4 0"), "counts 0 transcripts"),
+        (matrix("9 4 1\n1 1 3"), "9 cells and 4 genes"),
+        (rewrite("transcripts.parquet", assignment=lambda column: [None, *column[1:]]), "but assigns"),
+        (rewrite("transcripts.parquet", assignment=lambda column: [7, *column[1:]]), "cells that there are not"),
+        (rewrite("transcripts.parquet", transcript_id=lambda column: [5, *column[1:]]), "were not given"),
+        (rewrite("transcripts.parquet", transcript_id=lambda column: [column[1], *column[1:]]), "twice"),
+        (rewrite("cells.parquet", cell=lambda column: column[::-1]), "numbers cells"),
+        (lambda output: (output / "genes.parquet").unlink(), "genes.parquet"),
+        (lambda output: (output / "counts.mtx.gz").write_bytes(b"x"), "cannot be read"),
+        (lambda output: (output / "transcripts.parquet").write_bytes(b"PAR1"), "cannot be read"),
+    ],
+)
+def test_an_output_that_means_something_else_is_refused(tmp_path, change, says):
+    with pytest.raises(CellquiltError, match="patch-failed") as caught:
+        replay(tmp_path, change)
+    assert caught.value.__cause__.code == "proseg-output"
+    assert says in caught.value.message
+    assert not (tmp_path / "out.result").exists()
+
+
+def test_transcripts_that_are_left_out_are_in_no_cell_and_counted(tmp_path):
+    def leave_out(output: Path) -> None:
+        table = pq.read_table(output / "transcripts.parquet")
+        free = pc.is_null(table.column("assignment"))
+        first = free.to_pylist().index(True)
+        pq.write_table(pa.concat_tables([table[:first], table[first + 1 :]]), output / "transcripts.parquet")
+
+    _, result = replay(tmp_path, leave_out)
+    assert result.patches[0]["n_too_far"] == 1
+    assert pa.concat_tables(result.transcripts).num_rows == 400
+
+
+def test_a_cell_without_outline_is_left_out_and_said_so(tmp_path, caplog):
+    def empty(output: Path) -> None:
+        file = output / "proseg-output.zarr" / "shapes" / "cell_boundaries" / "shapes.parquet"
+        geometry, table, _ = read_geoparquet(file)
+        geometry[0] = shapely.MultiPolygon()
+        write_geoparquet(file, geometry, {"cell": table.column("cell").to_numpy()})
+
+    _, result = replay(tmp_path, empty)
+    assert len(result.geometry) == 3
+    assert result.patches[0]["n_without_outline"] == 1
+    label = pa.concat_tables(result.transcripts).column("label").to_numpy()
+    assert set(np.unique(label)) == {0, *result.cells["label"].tolist()}
+    assert set(result.expected.column("label").to_pylist()) == set(result.cells["label"].tolist())
+
+
+def test_cells_near_an_inner_side_are_cut_by_their_prior_too():
+    """Windows from 0 to 45 with an inner side on the right: the box of cell and prior, up to one large voxel."""
+    record = {"index": 0, "x0": 0.0, "y0": 0.0, "x1": 45.0, "y1": 40.0, "core": [0.0, 0.0, 40.0, 40.0]}
+    outlines = np.array([shapely.box(x, 5, x + 4, 9) for x in (20.0, 38.0, 39.5, 30.0)], dtype=object)
+    boxes = np.array([[20, 5, 24, 9], [38, 5, 42, 9], [39, 5, 43, 9], [30, 5, 44.5, 9]])
+    contents = Contents(1, np.ones(1), 1, 1.0, np.zeros(2), np.array([1, 2, 3, 4]), boxes, np.zeros(5, bool))
+    found = border_columns(outlines, np.array([1, 2, 3, 4]), record, contents, 2.0)
+    assert found["depth_um"].tolist() == pytest.approx([21, 3, 1.5, 0.5])
+    assert found["cut"].tolist() == [False, False, True, True]

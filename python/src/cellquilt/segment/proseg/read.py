@@ -124,7 +124,7 @@ def _read(
         "label": (number + 1).astype(np.int32),
         "prior_cell": prior[keep],
         "n_transcripts": n_transcripts[keep],
-        **_border_columns(geometry[keep], prior[keep], record, contents, voxel_um),
+        **border_columns(geometry[keep], prior[keep], record, contents, voxel_um),
         **{f"proseg_{name}": cells.column(name).to_numpy()[keep].astype(np.float32) for name in _MEASURES},
     }
     facts = {"n_too_far": n_far, "n_without_outline": int((~keep).sum())}
@@ -233,13 +233,22 @@ def _expected(
     )
 
 
-def _border_columns(
+def border_columns(
     geometry: np.ndarray, prior: np.ndarray, record: Mapping[str, Any], contents: Contents, voxel_um: float
 ) -> dict[str, np.ndarray]:
     """``cut`` and ``depth_um`` of cells, by the box around a cell and the transcripts of its prior cell.
 
     A window takes from the cells on its border transcripts that proseg does not know of, so they end at the last voxel
     with transcripts, which is rarely the border itself.
+
+    Parameters
+    ----------
+    geometry, prior
+        (n,) outlines in µm, and the number of the prior cell of each.
+    record, contents
+        The patch.
+    voxel_um
+        A box this near to an inner side is cut.
     """
     boxes = shapely.bounds(geometry).reshape(-1, 4)
     row = np.searchsorted(contents.prior_cells, prior)
