@@ -6,6 +6,7 @@ STAGES=proseg` makes it.
 """
 
 import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
 import shapely
+import spatialdata
 from cellquilt.core.assignment import ASSIGNMENT
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.record import Record
@@ -284,21 +286,27 @@ def nuclei_of(store: Path, folder: Path) -> None:
     resolve_slide(store, results, settings=settings)
 
 
-def test_a_real_region_with_our_nuclei(shared_data, proseg, tmp_path):
-    """Every transcript of the machine's table is in one cell, in none, or named as not to be segmented."""
-    store = tmp_path / "liver.zarr"
+@pytest.fixture(scope="module")
+def liver(shared_data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("liver")
+    store = folder / "liver.zarr"
     convert_slide(
         shared_data / "merscope_liver", technology="merscope", sample="liver", output=store, settings=Settings()
     )
-    nuclei_of(store, tmp_path)
+    nuclei_of(store, folder)
+    return store
+
+
+def test_a_real_region_with_our_nuclei(liver, shared_data, proseg, tmp_path):
+    """Every transcript of the machine's table is in one cell, in none, or named as not to be segmented."""
     values = Settings({**QUICK, "prior": PRIOR, "proseg_executable": str(proseg)})
     made = patchify_transcripts(
-        store, settings=values, method="proseg", bundles=tmp_path / "bundles", output=tmp_path / "patches.zarr"
+        liver, settings=values, method="proseg", bundles=tmp_path / "bundles", output=tmp_path / "patches.zarr"
     )
     (bundle,) = made
     result = tmp_path / "bundle_000.result"
     segment_bundle(bundle, result, settings=values)
-    resolve_slide(store, [result], settings=values, method="proseg", output=tmp_path / "cells.zarr")
+    resolve_slide(liver, [result], settings=values, method="proseg", output=tmp_path / "cells.zarr")
     element = Store(tmp_path / "cells.zarr").element("shapes", "cell_boundaries")
     cells = read_shapes(element)
     table = pq.read_table(element / ASSIGNMENT)
@@ -321,3 +329,25 @@ def test_a_real_region_with_our_nuclei(shared_data, proseg, tmp_path):
     outlines[own.cells["label"]] = own.geometry
     away = shapely.distance(outlines[label[label > 0]], place[label > 0])
     assert np.mean(away < 5) > 0.95
+
+
+def test_in_a_notebook(liver, proseg, tmp_path):
+    """The talk's steps from nuclei on: transcripts, cells and table say the same."""
+    shutil.copytree(liver, tmp_path / "liver.zarr")
+    sdata = spatialdata.read_zarr(tmp_path / "liver.zarr")
+    cq.make_transcript_patches(sdata, patch_width=None, prior_shapes_key=PRIOR)
+    cq.segmentation.proseg(
+        sdata, samples=40, burnin_samples=40, command_line_suffix="--hillclimb 10", executable=str(proseg)
+    )
+    cq.aggregate(sdata)
+    table, cells = sdata.tables["table"], sdata.shapes["proseg_boundaries"]
+    assert cells.geometry.equals(sdata.shapes["cell_boundaries"].geometry)
+    assert table.obs["cell_id"].tolist() == cells.index.tolist()
+    points = sdata.points["transcripts"].compute()
+    counted = points["cell_id"][points["passes_qv"] & ~points["is_control"]].dropna().astype(str)
+    sums = np.asarray(table.X.sum(axis=1)).ravel()
+    assert sums.tolist() == counted.value_counts().reindex(table.obs_names, fill_value=0).tolist()
+    expected = np.asarray(table.layers["expected"].sum(axis=1)).ravel()
+    assert expected.sum() == pytest.approx(sums.sum(), rel=0.1)
+    assert np.corrcoef(expected, sums)[0, 1] > 0.9
+    assert table.layers["expected"].dtype.kind == "f"
