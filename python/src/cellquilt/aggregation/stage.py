@@ -224,7 +224,7 @@ def _publish_points(
     total = count_points(slide.element("points", POINTS))
     with PointsWriter(delta.new_element("points", POINTS), transforms) as writer:
         batches = points_with_cells(_batches(slide, settings), counter, outlines.ids)
-        for batch in progress(batches, "transcripts", max(total // 1_000_000, 1)):
+        for batch in progress(batches, "transcripts", -(-total // batch_rows(settings["memory_mb"]))):
             writer.write(batch)
     counts = counter.finish()
     if said is not None:
