@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 import spatialdata
+from benchmarks.proseg_memory import Case, write_bundle
 from cellquilt.core.assignment import ASSIGNMENT
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.record import Record
@@ -270,6 +271,30 @@ def test_memory_is_as_estimated_and_tiles_take_less(wholes, tiled):
         for patch in run.patches:
             assert patch["peak_rss_mb"] <= 1000 * patch["estimated_gb"]
     assert max(patch["peak_rss_mb"] for patch in tiled.patches) < min(run.patches[0]["peak_rss_mb"] for run in wholes)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(transcripts=1, cells=1, genes=1, side_um=10),
+        Case(transcripts=3, cells=2, genes=2, side_um=20),
+        Case(transcripts=60, cells=5, genes=300, side_um=50),
+        Case(transcripts=2_000, cells=20, genes=300, side_um=100),
+        Case(transcripts=20_000, cells=50, genes=201, side_um=150),
+        Case(transcripts=2_000, cells=8, genes=1, side_um=50),
+    ],
+    ids=str,
+)
+def test_small_slides_on_which_proseg_alone_would_panic(proseg, tmp_path, case):
+    """Few transcripts, few of each of many genes, one gene."""
+    bundle = write_bundle(tmp_path / "bundle.zarr", case)
+    segment_bundle(bundle, tmp_path / "out.result", settings={"proseg_executable": str(proseg)})
+    result = read_results([tmp_path / "out.result"])
+    labels = pa.concat_tables(result.transcripts).column("label").to_numpy()
+    assert labels.size == case.transcripts
+    assert np.array_equal(
+        np.bincount(labels, minlength=case.cells + 1)[result.cells["label"]], result.cells["n_transcripts"]
+    )
 
 
 def nuclei_of(store: Path, folder: Path) -> None:
