@@ -25,7 +25,7 @@ test: setup lint ## What CI runs: lint, types, layers, all tests
 	$(PYTEST) -m "not bench" tests $(ARGS)
 
 test-fast: setup ## Tests that take under two minutes together
-	$(PYTEST) -m "not bench and not slow" tests $(ARGS)
+	$(PYTEST) -m "not bench and not slow" tests/unit $(ARGS)
 
 check-baysor: setup ## Baysor's contract against a real one: on PATH, or through Julia in the environment of PYTHON=/path/to/python
 	CELLQUILT_REAL_BAYSOR=1 $(or $(PYTHON),$(CORE)/python) -m pytest -rs tests/contract/test_baysor.py $(ARGS)

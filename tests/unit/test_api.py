@@ -27,6 +27,7 @@ def command(*arguments: object) -> None:
     assert stop.value.code == 0
 
 
+@pytest.mark.slow
 def test_the_three_doors_agree(slide, tmp_path):
     """The same cells from objects, from commands on one store, and from commands with deltas as the pipeline runs."""
     import cellquilt as cq

@@ -157,6 +157,7 @@ def column(table, name: str) -> dict[str, float]:
     return dict(zip(table.methods, table.values[name], strict=True))
 
 
+@pytest.mark.slow
 def test_five_degraded_segmentations_rank_below_the_truth(compared):
     rank, bits = column(compared, "rank"), column(compared, "information_bits")
     assert rank["truth"] == 1

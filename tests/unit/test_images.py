@@ -140,6 +140,7 @@ def test_spatialdata_reads_pixels_extent_transforms_and_channels(tmp_path) -> No
     assert not (store_chunk := tmp_path / "s.zarr/images/morphology/s0/c/0/3/0").exists(), store_chunk
 
 
+@pytest.mark.slow
 def test_spatialdata_plot_renders_it(tmp_path) -> None:
     import matplotlib
 

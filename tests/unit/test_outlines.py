@@ -154,6 +154,7 @@ print(json.dumps([peak_mb() - before, int(found.n_pixels.sum())]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the process's peak memory")
 def test_many_cells_take_no_more_memory_than_they_may(tmp_path):
     # 40,000 outlines of 320 vertices: 205 MB as arrays, 25 MB (an eighth of 200) a strip.
