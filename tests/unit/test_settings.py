@@ -139,3 +139,13 @@ def test_api_takes_every_setting_of_its_group(group, path):
 def test_unknown_setting_of_an_object_is_an_error():
     with pytest.raises(CellquiltError, match="unknown parameter"):
         resolve_name("colour")
+
+
+def test_each_stage_of_a_chain_has_its_own_method():
+    chain = Settings(segmentation="cellpose,proseg")
+    assert chain.of_stage("segment")["segmentation"] == "cellpose"
+    assert chain.of_stage("resolve_transcripts")["segmentation"] == "proseg"
+    assert Settings(segmentation="baysor").of_stage("resolve")["segmentation"] is None
+    for wrong in ("proseg,cellpose", "cellpose,generic", "cellpose, proseg", "cellpose,proseg,baysor", ""):
+        with pytest.raises(SeveralErrors, match="segmentation is"):
+            Settings(segmentation=wrong)

@@ -736,6 +736,18 @@ def default(name: str) -> Any:
     return BY_NAME[name].default
 
 
+def method_of_stage(segmentation: str, stage: str) -> str | None:
+    """The method of a chain that a stage is about; None if it has none of the kind.
+
+    Examples
+    --------
+    >>> method_of_stage("cellpose,proseg", "segment_transcripts")
+    'proseg'
+    """
+    kind = TRANSCRIPT_METHODS if stage.endswith("_transcripts") else METHODS
+    return next((method for method in segmentation.split(",") if method in kind), None)
+
+
 def of_stage(stage: str) -> list[Setting]:
     """The settings that a pipeline stage is handed."""
     return [setting for setting in SETTINGS if stage in GROUPS[setting.group][1]]
@@ -891,8 +903,11 @@ class Settings(Mapping[str, Any]):
         return len(BY_NAME)
 
     def of_stage(self, stage: str) -> dict[str, Any]:
-        """The values a stage depends on, for its record."""
-        return {setting.name: self[setting.name] for setting in of_stage(stage)}
+        """The values a stage depends on, for its record; of a chain of methods the stage's own."""
+        values = {setting.name: self[setting.name] for setting in of_stage(stage)}
+        if "segmentation" in values:
+            values["segmentation"] = method_of_stage(values["segmentation"], stage)
+        return values
 
     def to_json(self, stage: str) -> str:
         """The values a stage depends on as one line of JSON that is safe between single quotes in a shell."""

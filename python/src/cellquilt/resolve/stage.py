@@ -82,7 +82,8 @@ def resolve_slide(
     """
     store = Store(raw)
     method = method or settings["segmentation"]
-    record = Record("resolve", store.name, settings.of_stage("resolve"))
+    stage = "resolve_transcripts" if method in TRANSCRIPT_METHODS else "resolve"
+    record = Record("resolve", store.name, settings.of_stage(stage))
     results = list(patch_results)
     if not results and method != "vendor":
         results = _results_in(store, method)
