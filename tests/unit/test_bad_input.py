@@ -943,6 +943,7 @@ def _the_vendor_found_no_cells(chain: Chain) -> None:
     chain.finish(parts=("raw", "cells", "table")).check(0, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EMPTY)
 def test_an_empty_or_odd_slide_has_a_correct_result(chain, name):
     EMPTY[name](chain)
