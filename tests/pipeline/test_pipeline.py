@@ -170,8 +170,8 @@ def test_copied_inputs_give_the_same_cells(nextflow, finished, slides):
     assert fingerprint(nextflow.folder / "results" / "s1" / "s1.zarr") == finished[2]["s1"]
 
 
-@pytest.mark.parametrize("moment", ["after the first", "before the last"])
-def test_a_killed_run_goes_on_with_the_same_cells(nextflow, finished, slides, moment):
+@pytest.mark.parametrize("wanted", [1, 2], ids=["after the first patch", "after the second"])
+def test_a_killed_run_goes_on_with_the_same_cells(nextflow, finished, slides, wanted):
     """SIGKILL to Nextflow and its tasks, as a lost machine does; -resume does only what is left."""
     write_sheet(slides / "one.csv", {"s1": {}}, slides)
     arguments = ("--input", slides / "one.csv", *GENERIC[:-1], "1")  # one patch a task: four of them
@@ -181,7 +181,6 @@ def test_a_killed_run_goes_on_with_the_same_cells(nextflow, finished, slides, mo
         process = subprocess.Popen(
             command, cwd=nextflow.folder, env=nextflow.environment(), stdout=out, stderr=out, start_new_session=True
         )
-        wanted = 1 if moment == "after the first" else 3
         deadline = time.monotonic() + 300
         try:
             # Nextflow writes a task's line into the trace when it has seen the task's end.
@@ -190,7 +189,7 @@ def test_a_killed_run_goes_on_with_the_same_cells(nextflow, finished, slides, mo
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.05)
-            time.sleep(1)  # the cache's own entry is written after the trace's
+            time.sleep(0.5)  # the cache's own entry is written after the trace's
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -198,7 +197,7 @@ def test_a_killed_run_goes_on_with_the_same_cells(nextflow, finished, slides, mo
     assert run.code == 0, run.out + run.err
     patches = run.status("SEGMENT_GENERIC")
     assert len(patches) == 4
-    assert 1 <= patches.count("CACHED") <= wanted
+    assert 1 <= patches.count("CACHED") < 4  # the next patch may have ended before the signal came
     assert patches.count("COMPLETED") == 4 - patches.count("CACHED")
     assert fingerprint(nextflow.folder / "results" / "s1" / "s1.zarr") == finished[2]["s1"]
 

@@ -152,6 +152,41 @@ def test_neighbours_below_the_threshold_stay_two_and_share_nothing():
 PAIR = [{"index": 0, "y0": 0, "y1": 60, "x0": 0, "x1": 60}, {"index": 1, "y0": 0, "y1": 60, "x0": 40, "x1": 100}]
 
 
+def test_copies_known_to_be_one_cell_compete_whatever_they_share():
+    """Two patches grew the same prior cell into different places: it is one cell, the deeper one."""
+    rows = [
+        (box(0, 0, 10, 10), 0, False, 5.0),
+        (box(9, 0, 19, 10), 1, False, 7.0),  # shares a tenth
+        (box(30, 0, 40, 10), 0, False, 9.0),
+        (box(60, 0, 70, 10), 1, False, 2.0),  # shares nothing, not even a box
+        (box(80, 0, 90, 10), 0, False, 1.0),
+        (box(86, 0, 96, 10), 1, False, 2.0),  # a neighbour, of another number
+    ]
+    assert len(resolve(rows).source) == 6
+    known = resolve(rows, identity=np.array([4, 4, 7, 7, 1, 2]))
+    assert known.source.tolist() == [1, 2, 4, 5]
+    assert known.member.tolist() == [-1, 0, 1, -1, 2, 3]
+    assert known.n_conflicts == 2
+    assert known.overlap_ratios.tolist() == pytest.approx([0.1, 0.4])  # what shares nothing tells nothing
+    assert resolve(rows, identity=np.array([4, 4, 7, 7, 1, 2]), rule="union").n_conflicts == 0
+
+
+def test_a_number_that_a_patch_has_twice_says_nothing():
+    rows = [
+        (box(0, 0, 10, 10), 0, False, 5.0),
+        (box(30, 0, 40, 10), 0, False, 5.0),
+        (box(9, 0, 19, 10), 1, False, 7.0),
+    ]
+    assert len(resolve(rows, identity=np.array([3, 3, 3])).source) == 3
+    assert len(resolve(rows, identity=np.array([3, 0, 3])).source) == 2
+    assert len(resolve(rows, identity=np.zeros(3, dtype=int)).source) == 3
+
+
+def test_three_patches_know_one_cell():
+    rows = [(box(20 * k, 0, 20 * k + 10, 10), k, False, float(k == 1)) for k in range(3)]
+    assert resolve(rows, identity=np.array([5, 5, 5])).source.tolist() == [1]
+
+
 def seen(patches, shape=(60, 100)):
     return Windows.of([{"error": None, **patch} for patch in patches], shape)
 

@@ -1,8 +1,8 @@
 """One cell where several patches saw it: choose a copy, do not merge copies.
 
 Neighbouring patches overlap, so a cell near their border is found more than once, and not always the same way. Two
-cells of *different* patches compete if they share at least `threshold` of the smaller one's area; cells of one patch
-never compete. Of competitors the first in a total order is kept:
+cells of *different* patches compete if they share at least `threshold` of the smaller one's area, or if they are known
+to be one: a method that grows cells from prior ones says which. Cells of one patch never compete. Of competitors the first in a total order is kept:
 
 1. one that does not touch its patch's inner border before one that is cut there;
 2. the one that lies deeper in its patch;
@@ -155,6 +155,7 @@ def resolve_cells[Geometry: (NDArray[np.object_], PackedPolygons)](
     split: bool | None = None,
     step: float = 1.0,
     windows: Windows | None = None,
+    identity: NDArray[np.integer] | None = None,
 ) -> Resolution[Geometry]:
     """Reduce the cells of all patches to one each.
 
@@ -179,6 +180,9 @@ def resolve_cells[Geometry: (NDArray[np.object_], PackedPolygons)](
         Resolution of that split for polygons off the pixel lattice.
     windows
         What each patch saw, to drop fragments. None keeps them, and so does the rule ``union``.
+    identity
+        (n,) which cell each copy is known to be, 0 where nothing is known. Copies of one cell compete whatever area
+        they share, unless a patch has several of its number. None: nothing is known. ``union`` does not heed it.
 
     Returns
     -------
@@ -187,7 +191,8 @@ def resolve_cells[Geometry: (NDArray[np.object_], PackedPolygons)](
     polygons = polygons_of(geometry)
     n = len(polygons)
     patch, cut, depth = np.asarray(patch), np.asarray(cut, dtype=bool), np.asarray(depth, dtype=np.float64)
-    for name, column in (("patch", patch), ("cut", cut), ("depth", depth)):
+    identity = np.zeros(n, dtype=np.int64) if identity is None else np.asarray(identity, dtype=np.int64)
+    for name, column in (("patch", patch), ("cut", cut), ("depth", depth), ("identity", identity)):
         if column.shape != (n,):
             raise ValueError(f"{n} cells but {name} of shape {column.shape}")
     if rule not in RULES:
@@ -204,6 +209,10 @@ def resolve_cells[Geometry: (NDArray[np.object_], PackedPolygons)](
     traits = polygons.traits
     bounds, areas = traits.bounds, traits.measures[:, 0]
     a, b = box_pairs(bounds, patch)
+    known = np.zeros(a.size, dtype=bool)
+    identity = np.where(np.isfinite(bounds).all(axis=1), identity, 0)
+    if rule == "choose" and identity.any():
+        a, b, known = _with_known(a, b, n, *_copies_of_one(identity, patch))
     near, position = np.unique(np.concatenate([a, b]), return_inverse=True)
     # The pairs lie in the order of patches here, so that those of one block lie in one place.
     shared = shared_areas(polygons, a, b)
@@ -213,11 +222,12 @@ def resolve_cells[Geometry: (NDArray[np.object_], PackedPolygons)](
     near = near[np.argsort(rank)]
     a, b = np.sort(np.stack([rank[a], rank[b]]), axis=0)
     place = np.lexsort((b, a))
-    a, b, shared = a[place], b[place], shared[place]
+    a, b, shared, known = a[place], b[place], shared[place], known[place]
     smaller = np.minimum(areas[near[a]], areas[near[b]])
     real = shared > 1e-9 * smaller
-    a, b, ratio = a[real], b[real], np.minimum(shared[real] / smaller[real], 1.0)
-    compete = ratio >= threshold
+    told = real | known
+    a, b, ratio, real, known = a[told], b[told], np.minimum(shared[told] / smaller[told], 1.0), real[told], known[told]
+    compete = (ratio >= threshold) | known
 
     far = np.ones(n, dtype=bool)
     far[near] = False
@@ -255,13 +265,39 @@ def resolve_cells[Geometry: (NDArray[np.object_], PackedPolygons)](
         member=place[first_copy],
         pairs=np.column_stack([near[a[compete]], near[b[compete]]]),
         n_conflicts=int(compete.sum()),
-        overlap_ratios=np.sort(ratio).astype(np.float32),
-        conflict_rate=float(((ratio > 0.1) & (ratio < 0.9)).mean()) if ratio.size else 0.0,
+        overlap_ratios=np.sort(ratio[real]).astype(np.float32),
+        conflict_rate=float(((ratio > 0.1) & (ratio < 0.9))[real].mean()) if real.any() else 0.0,
         n_cut=int(still_cut.sum()),
         n_merged=int((merged & left).sum()),
         n_fragments=n_fragments,
         n_vanished=int((~left).sum()),
     )
+
+
+def _copies_of_one(identity, patch):
+    """Pairs (a < b) of positions with one identity in different patches; not of one that a patch has twice."""
+    named = np.flatnonzero(identity)
+    order = named[np.lexsort((patch[named], identity[named]))]
+    number, of = identity[order], patch[order]
+    twice = (number[1:] == number[:-1]) & (of[1:] == of[:-1])
+    ambiguous = np.isin(number, number[1:][twice])
+    order, number = order[~ambiguous], number[~ambiguous]
+    first, second = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    for k in range(1, order.size):  # as many rounds as patches have one cell
+        same = number[k:] == number[:-k]
+        if not same.any():
+            break
+        first.append(order[:-k][same])
+        second.append(order[k:][same])
+    a, b = np.concatenate(first), np.concatenate(second)
+    return np.minimum(a, b), np.maximum(a, b)
+
+
+def _with_known(a, b, n, first, second):
+    """All pairs, ordered by a, then b, and which of them are among the second ones."""
+    known = np.unique(first * n + second)
+    pairs = np.union1d(a * n + b, known)
+    return *np.divmod(pairs, n), np.isin(pairs, known)
 
 
 def raster_order(geometry: NDArray[np.object_] | Polygons) -> NDArray[np.int64]:

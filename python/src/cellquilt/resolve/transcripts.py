@@ -109,6 +109,7 @@ def resolve_molecules(
         rule=settings["resolve_rule"],
         step=_STEP_UM,
         windows=Windows(*window_bounds([patch for patch in result.patches if patch.get("error") is None])),
+        identity=result.cells["prior_cell"],
     )
     geometry = np.asarray(shapely.transform(resolution.geometry, lambda xy: apply(to_global, xy)), dtype=object)
     order = raster_order(geometry)
