@@ -2,7 +2,8 @@
 
 Neighbouring patches overlap, so a cell near their border is found more than once, and not always the same way. Two
 cells of *different* patches compete if they share at least `threshold` of the smaller one's area, or if they are known
-to be one: a method that grows cells from prior ones says which. Cells of one patch never compete. Of competitors the first in a total order is kept:
+to be one: a method that grows cells from prior ones says which. Cells of one patch never compete. Of competitors the
+first in a total order is kept:
 
 1. one that does not touch its patch's inner border before one that is cut there;
 2. the one that lies deeper in its patch;
