@@ -12,8 +12,9 @@ workflow {
     }
 
     // Parameters and sheet, checked before anything starts. By name of the sample, in the order of the sheet:
-    // liver_1: [method: 'cellpose3', path: /data/liver_1, transcripts: [], weights: [], truth: [],
-    //           settings: [convert: '{"z": "max", …}', resolve: '{"expand_um": 5.0, …}', …]]
+    // liver_1: [path: /data/liver_1, transcripts: [], truth: [], settings: [convert: '{"z": "max", …}', tissue: …, …],
+    //           methods: ['cellpose', 'vendor'], images: ['cellpose', 'vendor'],
+    //           by_method: [cellpose: [engine: 'cellpose3', weights: [], settings: [resolve: '{"expand_um": …}', …]], …]]
     slides = Inputs.slides(params, projectDir, workflow.launchDir).collectEntries { slide -> [slide.id, slide] }
 
     // One item a slide: [[id: 'liver_1'], machine's folder or image, transcript table or []]
@@ -23,7 +24,7 @@ workflow {
         PREVIEW_SLIDES(slides_ch, slides)
     }
     else {
-        SLIDE_TO_CELLS(slides_ch, slides, params.qc_thresholds ? file(params.qc_thresholds, checkIfExists: true) : [])
+        SLIDE_TO_CELLS(slides_ch, slides)
         COHORT(SLIDE_TO_CELLS.out.reports, slides.keySet().toList())
     }
 

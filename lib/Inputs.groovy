@@ -23,7 +23,6 @@ class Inputs {
     /** A metadata column this similar to a parameter's name is probably meant to be one. */
     private static final double NEARLY = 0.85
     private static final String SHIPPED_MODEL = 'nuclei'
-    private static final List<String> TRANSCRIPT_METHODS = ['baysor', 'proseg']
     /** Parameters that a site's configuration brings, not the user. */
     private static final Pattern SITE_PARAMETERS = ~/(config_profile|custom_config|igenomes)_.*|max_(cpus|memory|time)|genomes/
     /** Characters that Nextflow's scripts leave to the shell. */
@@ -68,9 +67,12 @@ class Inputs {
     /**
      * The slides of the run; where anything is wrong, all mistakes in one message and the end of the run.
      *
-     * @return one map a slide: [id, technology, method, molecules, path, transcripts, prior_cells, truth, source, metadata,
-     *     settings, weights]; method segments the image and molecules the transcripts, '' where none does; files that are
-     *     not given are [], settings is stage → JSON of all settings that the stage depends on.
+     * @return one map a slide: [id, technology, path, transcripts, prior_cells, truth, source, metadata, compare_markers,
+     *     …, methods, images, by_method, settings, weights]. Files that are not given are []. Methods are those whose cells
+     *     are published, the chosen one first ('cellpose+proseg', 'vendor', …); images those that segment the image, each
+     *     once ('cellpose', 'vendor'); by_method says of all of them [image, engine, molecules, settings, weights]:
+     *     what segments the image ('cellpose', its engine 'cellpose3') and what the transcripts, '' where nothing does, and
+     *     stage → JSON of all settings that the stage depends on. The slide's own settings and weights are those of the chosen method.
      */
     static List<Map> slides(Map params, Object projectDir, Object launchDir) {
         def errors = []
@@ -99,19 +101,23 @@ class Inputs {
     static List<Map> examine(Map params, Object projectDir, Object launchDir, List<Map> errors) {
         def properties = properties(projectDir)
         def values = checkParameters(params, properties, errors)
+        if (!errors) missingFiles(values, properties, launchDir as Path, '', errors)
         if (!params.input) return []
         def schema = readJson(projectDir, 'assets/schema_input.json')
         def rows = checkSheet(params.input.toString(), launchDir as Path, properties, schema, errors)
         if (errors) return []
-        def stages = stages(projectDir)
-        def presets = readJson(projectDir, 'nextflow_schema.json').presets
+        def known = readJson(projectDir, 'nextflow_schema.json')
         // What a preset brings holds where neither the run nor the sample says otherwise.
-        def brought = { name -> (presets[name] ?: [:]).findAll { key, _value -> params[key] == null } }
+        def brought = { name -> (known.presets[name] ?: [:]).findAll { key, _value -> params[key] == null } }
         effective = values + brought(values.preset)
         def sheetFolder = (launchDir as Path).resolve(params.input.toString()).toAbsolutePath().parent
         def slides = rows.collect { row ->
-            def weights = weights(row, values, launchDir as Path, sheetFolder, errors)
-            slide(row, values + brought(row.overrides.preset ?: values.preset), stages) + [weights: weights]
+            def own = values + brought(row.overrides.preset ?: values.preset) + row.overrides
+            def weights = { method -> weights(method, row, values, launchDir as Path, sheetFolder, errors) }
+            def files = properties.findAll { _name, property -> property.format == 'file-path' }.collectEntries { name, _property ->
+                [name, own[name] ? (name in row.overrides ? sheetFolder : launchDir as Path).resolve(own[name]).normalize() : []]
+            }
+            slide(row, own, known, weights, errors) + files
         }
         return errors ? [] : slides
     }
@@ -128,17 +134,24 @@ class Inputs {
         def tasks = lastAttempts((workflow.launchDir as Path).resolve(trace.toString()), workflow)
         def lastStage = preview ? 'PREVIEW' : 'REPORT'
         def done = tasks.findAll { task -> stage(task) == lastStage && task.status in ['COMPLETED', 'CACHED'] }*.tag as Set
-        def failed = checked*.id.findAll { id -> !(id in done) }.collectEntries { id -> [id, failure(id, tasks, workflow)] }
+        def failed = checked.findAll { slide -> !(slide.id in done) }.collectEntries { slide ->
+            [slide.id, [status: 'failed'] + failure(slide, tasks, workflow)]
+        }
+        // A compared method that does not come through leaves its slide done.
+        def lacking = checked.findAll { slide -> slide.id in done && failedTasks(slide, tasks) }.collectEntries { slide ->
+            def failure = failure(slide, tasks, workflow)
+            [slide.id, [status: 'done'] + failure + [cause: "not all methods are compared: ${failure.cause}".toString()]]
+        }
 
         def lines = ["cellquilt: ${checked.size() - failed.size()} of ${checked.size()} samples done in ${workflow.duration}; results in ${outdir}"]
-        failed.each { id, failure ->
-            lines << "  failed: ${id}${failure.stage ? " in ${failure.stage}" : ''}: ${failure.cause}"
+        (failed + lacking).each { id, failure ->
+            lines << "  ${failure.status}: ${id}${failure.stage ? " in ${failure.stage}" : ''}: ${failure.cause}"
             if (failure.hint) lines << "    hint: ${failure.hint}"
             if (failure.log) lines << "    log: ${failure.log}"
         }
         println(lines.join('\n'))
-        if (failed && !preview && Files.isDirectory(folder)) {
-            recordFailures(folder.resolve('samples.tsv'), failed)
+        if ((failed || lacking) && !preview && Files.isDirectory(folder)) {
+            recordFailures(folder.resolve('samples.tsv'), failed + lacking)
         }
     }
 
@@ -160,9 +173,9 @@ class Inputs {
     }
 
     /** Pipeline stage → names of the settings that it depends on. */
-    private static Map<String, List<String>> stages(Object projectDir) {
+    private static Map<String, List<String>> stages(Map schema) {
         def found = [:].withDefault { [] }
-        readJson(projectDir, 'nextflow_schema.json')['$defs'].each { _group, content ->
+        schema['$defs'].each { _group, content ->
             content.stages.each { stage -> found[stage].addAll(content.properties.keySet()) }
         }
         return found
@@ -216,6 +229,12 @@ class Inputs {
         def typed = typed(property, value)
         if (property.enum && !(typed in property.enum)) {
             fail('parameter-choice', "${property.name} is ${show(value)}; expected one of ${property.enum.join(', ')}", didYouMean(value.toString(), property.enum))
+        }
+        if (property.items) typed.each { choice ->
+            if (!(choice in property.items.enum)) {
+                fail('parameter-choice', "${property.name} names ${show(choice)}; expected some of ${property.items.enum.join(', ')}", didYouMean(choice, property.items.enum))
+            }
+            if (typed.count(choice) > 1) fail('parameter-twice', "${property.name} names ${show(choice)} twice")
         }
         if (property.pattern && !(typed.toString() =~ property.pattern)) {
             fail('parameter-choice', "${property.name} is ${show(value)}; expected ${property.description}")
@@ -450,6 +469,7 @@ class Inputs {
                 collectInto(errors, "${where}: ") { overrides[column] = check(properties[column], text.trim()) }
             }
         }
+        missingFiles(overrides, properties, path.toAbsolutePath().parent, "${where}: ", errors)
         return errors.size() > before ? null : [sample: sample, technology: technology, files: files, source: source, overrides: overrides, metadata: metadata]
     }
 
@@ -470,6 +490,21 @@ class Inputs {
         }
     }
 
+    /** Mistakes of the parameters that name files; relative ones lie in the folder. */
+    private static void missingFiles(Map values, Map<String, Map> properties, Path folder, String where, List<Map> errors) {
+        values.keySet().findAll { name -> values[name] != null && properties[name].format == 'file-path' }.sort().each { name ->
+            def path = folder.resolve(values[name].toString()).normalize()
+            if (!exists(path) || !Files.isRegularFile(path)) {
+                def beside = exists(path.parent) && Files.isDirectory(path.parent) ? path.parent.toFile().list() as List : []
+                def near = nearest(path.fileName.toString(), beside, 0.6)
+                errors << error('path-not-found', "${where}${name} not found: ${path}", near ? "did you mean \"${near}\"?" : '')
+            }
+            else if (path.toString() =~ SHELL_CHARACTERS && !stagesAnyPath()) {
+                errors << error('path-characters', "${where}this Nextflow cannot stage ${path}", 'rename it without $[]{}*?~')
+            }
+        }
+    }
+
     private static boolean exists(Path path) {
         try {
             return Files.exists(path)
@@ -481,31 +516,40 @@ class Inputs {
 
     // -------------------------------------------------------------------------------------------------------------- slides
 
-    private static Map slide(Map row, Map values, Map<String, List<String>> stages) {
-        def own = values + row.overrides
-        // 'cellpose,proseg': a method for the image, whose cells are the prior of one for the transcripts; or one of them.
-        def molecules = own.segmentation.tokenize(',').find { method -> method in TRANSCRIPT_METHODS } ?: ''
-        def image = own.segmentation.tokenize(',').find { method -> method != molecules } ?: ''
-        def settings = stages.collectEntries { stage, names ->
-            def given = names.collectEntries { name -> [name, own[name]] }
-            if ('segmentation' in names) given.segmentation = (stage.endsWith('_transcripts') ? molecules : image) ?: null
-            // CONVERT must know what it reads (the source is the path as the user knows it), AGGREGATE what else is known.
-            if (stage == 'convert') given += [technology: row.technology, source: row.source]
-            if (stage == 'aggregate') given += [metadata: row.metadata]
-            [stage, toJson(given)]
+    private static Map slide(Map row, Map own, Map schema, Closure weights, List<Map> errors) {
+        // 'cellpose+proseg': a method for the image, whose cells are the prior of one for the transcripts; or one of them.
+        def moleculesOf = { chain -> chain.tokenize('+').find { method -> method in schema.transcript_methods } ?: '' }
+        def imageOf = { chain -> chain.tokenize('+').find { method -> method != moleculesOf(chain) } ?: '' }
+        def chosen = own.segmentation.replace(',', '+')
+        def methods = ([chosen] + (own.compare ?: [])).unique()
+        if (own.compare && methods.size() == 1) {
+            errors << error('compare-nothing', "sample \"${row.sample}\": compare names only the chosen method, ${own.segmentation}", 'name another one, or leave compare out')
         }
-        def method = image == 'cellpose' ? "cellpose${own.cellpose_generation}".toString() : image
+        def images = methods.collect(imageOf).findAll().unique()
+        def stages = stages(schema)
+        def byMethod = (methods + images).unique().collectEntries { method ->
+            def (image, molecules) = [imageOf(method), moleculesOf(method)]
+            def settings = stages.collectEntries { stage, names ->
+                def given = names.collectEntries { name -> [name, own[name]] }
+                if ('segmentation' in names) given.segmentation = (stage.endsWith('_transcripts') ? molecules : image) ?: null
+                // CONVERT must know what it reads (the source is the path as the user knows it), AGGREGATE what else is known.
+                if (stage == 'convert') given += [technology: row.technology, source: row.source]
+                if (stage == 'aggregate') given += [metadata: row.metadata]
+                [stage, toJson(given)]
+            }
+            def engine = image == 'cellpose' ? "cellpose${own.cellpose_generation}".toString() : image
+            [method, [image: image, engine: engine, molecules: molecules, settings: settings, weights: weights(image)]]
+        }
         def files = ['path', 'transcripts', 'prior_cells', 'truth'].collectEntries { column -> [column, row.files[column] ?: []] }
-        return [id: row.sample, technology: row.technology, method: method, molecules: molecules] + files +
-            [source: row.source, metadata: row.metadata, settings: settings]
+        return [id: row.sample, technology: row.technology] + files + [source: row.source, metadata: row.metadata] +
+            [methods: methods, images: images, by_method: byMethod] + byMethod[chosen].subMap(['settings', 'weights'])
     }
 
     /** The model's file, where the parameter names one: relative to the sheet if it stands there, else to where the run started. */
-    private static Object weights(Map row, Map values, Path launchDir, Path sheetFolder, List<Map> errors) {
+    private static Object weights(String method, Map row, Map values, Path launchDir, Path sheetFolder, List<Map> errors) {
         def own = row.overrides.containsKey('cellpose_model')
         def model = own ? row.overrides.cellpose_model : values.cellpose_model
-        def method = row.overrides.segmentation ?: values.segmentation
-        if (!('cellpose' in method.tokenize(',')) || model == SHIPPED_MODEL) return []
+        if (method != 'cellpose' || model == SHIPPED_MODEL) return []
         def path = (own ? sheetFolder : launchDir).resolve(model).normalize()
         if (exists(path) && Files.isRegularFile(path)) return path
         if (model.contains('/')) {
@@ -624,9 +668,18 @@ class Inputs {
         return task.process.tokenize(':').last()
     }
 
-    /** Why a sample did not come through: [stage, cause, hint, log]. */
-    private static Map failure(String id, List<Map<String, String>> tasks, Object workflow) {
-        def task = tasks.find { candidate -> candidate.status == 'FAILED' && candidate.tag.tokenize(':')[0] == id }
+    /** The tasks of a slide that failed, those of the chosen method first. A tag is liver_1:cellpose+proseg:bundle_000. */
+    private static List<Map<String, String>> failedTasks(Map slide, List<Map<String, String>> tasks) {
+        def others = slide.methods.drop(1)
+        return tasks
+            .findAll { task -> task.status == 'FAILED' && task.tag.tokenize(':')[0] == slide.id }
+            .sort { task -> task.tag.tokenize(':')[1] in others ? 1 : 0 }
+    }
+
+    /** Why a slide, or a method compared on it, did not come through: [stage, cause, hint, log]. */
+    private static Map failure(Map slide, List<Map<String, String>> tasks, Object workflow) {
+        def failed = failedTasks(slide, tasks)
+        def task = failed ? failed[0] : null
         if (!task) {
             return [stage: '', cause: workflow.errorMessage ?: 'the run ended before it', hint: 'start again with -resume', log: '']
         }
@@ -665,17 +718,17 @@ class Inputs {
         return text.replaceAll(/(?<![\w.\/])(?:\/${part})+\/([^\s\/:;,"'()<>]+)/) { all -> "…/${all[1]}" }.replaceAll(/\s+/, ' ').trim()
     }
 
-    /** Fill the rows of the failed samples; the table is made anew where the run did not get to it. */
+    /** Fill the rows of the samples of which something failed; the table is made anew where the run did not get to it. */
     private static void recordFailures(Path table, Map<String, Map> failed) {
         def rows = Files.exists(table) ? Files.readAllLines(table)*.split('\t', -1)*.toList() : []
         if (!rows) rows << ['sample', 'status', 'verdict']
         def header = rows[0]
-        (['status'] + failed.values()[0].keySet()).each { column -> if (!(column in header)) header << column }
+        failed.values()[0].keySet().each { column -> if (!(column in header)) header << column }
         failed.each { id, failure ->
             def row = rows.drop(1).find { candidate -> candidate[0] == id }
             if (!row) rows << (row = [id])
             while (row.size() < header.size()) row << ''
-            ([status: 'failed'] + failure).each { column, value -> row[header.indexOf(column)] = value }
+            failure.each { column, value -> row[header.indexOf(column)] = value }
         }
         rows.drop(1).each { row -> while (row.size() < header.size()) row << '' }
         Files.deleteIfExists(table) // it may be a link into the work folder

@@ -4,45 +4,49 @@ include { SEGMENT_CELLPOSE                      } from '../modules/segment_cellp
 include { SEGMENT_CELLPOSE as SEGMENT_CELLPOSE4 } from '../modules/segment_cellpose'
 include { SEGMENT_GENERIC                       } from '../modules/segment_generic'
 include { RESOLVE                               } from '../modules/resolve'
-include { GATHER_BUNDLES                        } from './gather_bundles'
+include { SPREAD_BUNDLES ; GATHER_BUNDLES       } from './bundles'
 
 /*
- * Nuclei and cells from the image; or the machine's own cells, which need no patches.
+ * Nuclei and cells from the image, by every method that the slide wants, each once; or the machine's own cells, which need
+ * no patches.
  */
 workflow IMAGE_TO_CELLS {
     take:
-    raw_ch // [meta, liver_1.raw.zarr]
-    slides // id → [method: 'cellpose3', settings: stage → JSON of what the stage depends on, weights: file or [], …]
+    raw_ch // [[id: 'liver_1'], liver_1.raw.zarr]
+    slides // id → [images: ['cellpose', …], by_method: method → [engine: 'cellpose3', settings: …, weights: …], settings: …]
 
     main:
-    raw_by_way_ch = raw_ch.branch { meta, _raw ->
-        vendor: slides[meta.id].method == 'vendor'
-        patches: true
-    }
+    // One item a slide and method from here on: meta is [id: 'liver_1', method: 'cellpose'].
+    def by_method = { meta, file -> slides[meta.id].images.collect { method -> [meta + [method: method], file] } }
+    def plan = { meta -> slides[meta.id].by_method[meta.method] }
 
+    with_image_ch = raw_ch.filter { meta, _raw -> slides[meta.id].images }
+    raw_by_way_ch = with_image_ch
+        .flatMap(by_method)
+        .branch { meta, _raw ->
+            vendor: meta.method == 'vendor'
+            patches: true
+        } // [meta, liver_1.raw.zarr]
+
+    // The tissue is the slide's, whatever the method.
     tissue_ch = TISSUE(
-        raw_by_way_ch.patches.map { meta, raw -> [meta, slides[meta.id].settings.tissue, raw] }
-    ).store // [meta, liver_1.tissue.zarr]
+        with_image_ch
+            .filter { meta, _raw -> slides[meta.id].images != ['vendor'] }
+            .map { meta, raw -> [meta, slides[meta.id].settings.tissue, raw] }
+    ).store.flatMap(by_method) // [meta, liver_1.tissue.zarr]
 
+    raw_and_tissue_ch = raw_by_way_ch.patches.join(tissue_ch)
     PATCHIFY(
-        raw_by_way_ch.patches.join(tissue_ch).map { meta, raw, tissue ->
-            [meta, slides[meta.id].settings.patchify, raw, tissue, slides[meta.id].weights]
-        }
+        raw_and_tissue_ch.map { meta, raw, tissue -> [meta, plan(meta).settings.patchify, raw, tissue, plan(meta).weights] }
     )
-    patches_ch = PATCHIFY.out.store // [meta, liver_1.patches.zarr]
 
-    // One item a bundle of patches: [group, settings, bundle_000.zarr, weights]. The group key carries the number of
-    // bundles, so a slide goes on as soon as its own bundles are back, whatever the other slides do.
-    bundles_ch = PATCHIFY.out.bundles
-        .flatMap { meta, bundles ->
-            def all = bundles instanceof List ? bundles : [bundles]
-            def slide = slides[meta.id]
-            all.collect { bundle -> [groupKey(meta, all.size()), slide.settings.segment, bundle, slide.weights] }
-        }
+    // [group, settings, bundle_000.zarr, weights]
+    bundles_ch = SPREAD_BUNDLES(PATCHIFY.out.bundles)
+        .map { group, bundle -> [group, plan(group).settings.segment, bundle, plan(group).weights] }
         .branch { group, _settings, _bundle, _weights ->
-            cellpose3: slides[group.id].method == 'cellpose3'
-            cellpose4: slides[group.id].method == 'cellpose4'
-            generic: slides[group.id].method == 'generic'
+            cellpose3: plan(group).engine == 'cellpose3'
+            cellpose4: plan(group).engine == 'cellpose4'
+            generic: plan(group).engine == 'generic'
         }
 
     SEGMENT_CELLPOSE(bundles_ch.cellpose3)
@@ -57,15 +61,15 @@ workflow IMAGE_TO_CELLS {
         raw_by_way_ch.patches
             .join(patch_cells_ch)
             .mix(raw_by_way_ch.vendor.map { meta, raw -> [meta, raw, []] })
-            .map { meta, raw, patch_cells -> [meta, slides[meta.id].settings.resolve, raw, patch_cells] }
+            .map { meta, raw, patch_cells -> [meta, plan(meta).settings.resolve, raw, patch_cells] }
     ).store
 
-    parts = tissue_ch
-        .join(patches_ch)
-        .map { meta, tissue, patches -> [meta, [tissue, patches]] }
+    parts = raw_and_tissue_ch
+        .join(PATCHIFY.out.store)
+        .map { meta, _raw, tissue, patches -> [meta, [tissue, patches]] }
         .mix(raw_by_way_ch.vendor.map { meta, _raw -> [meta, []] })
 
     emit:
-    cells // [meta, liver_1.cells.zarr]
-    parts // [meta, [liver_1.tissue.zarr, liver_1.patches.zarr]]: what else the published store gets from here
+    cells // [[id: 'liver_1', method: 'cellpose'], liver_1.cells.zarr]
+    parts // [[id: …, method: …], [liver_1.tissue.zarr, liver_1.patches.zarr]]: what else the published store gets from here
 }

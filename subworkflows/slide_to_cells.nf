@@ -3,6 +3,7 @@ include { IMAGE_TO_CELLS       } from './image_to_cells'
 include { TRANSCRIPTS_TO_CELLS } from './transcripts_to_cells'
 include { AGGREGATE            } from '../modules/aggregate'
 include { ASSEMBLE             } from '../modules/assemble'
+include { COMPARE              } from '../modules/compare'
 include { REPORT               } from '../modules/report'
 
 /*
@@ -11,49 +12,90 @@ include { REPORT               } from '../modules/report'
  */
 workflow SLIDE_TO_CELLS {
     take:
-    slides_ch // [meta, machine's folder or image, transcript table or []]
-    slides // id → [method: 'cellpose3', molecules: 'proseg', settings: stage → JSON of what the stage depends on, …]
-    thresholds // file with the limits of the QC verdict, or []
+    slides_ch // [[id: 'liver_1'], machine's folder or image, transcript table or []]
+    slides // id → [methods: ['cellpose+proseg', 'vendor'], by_method: …, settings: stage → JSON of what it depends on, …]
 
     main:
+    def chosen = { meta -> slides[meta.id].methods[0] }
+    def of_slide = { meta, files -> [meta.subMap(['id']), files] }
+
     raw_ch = CONVERT(
         slides_ch.map { meta, slide, transcripts -> [meta, slides[meta.id].settings.convert, slide, transcripts] }
     ).store // [meta, liver_1.raw.zarr]
 
-    // A method for the image, one for the transcripts, or both: then the cells of the first are the prior of the second.
-    with_image_ch = raw_ch.filter { meta, _raw -> slides[meta.id].method }
-    without_image_ch = raw_ch.filter { meta, _raw -> !slides[meta.id].method }
-    IMAGE_TO_CELLS(with_image_ch, slides)
+    // By methods for the image, for the transcripts, or by chains of both: the cells of the first are the second's prior.
+    IMAGE_TO_CELLS(raw_ch, slides)
+    TRANSCRIPTS_TO_CELLS(raw_ch, IMAGE_TO_CELLS.out.cells, slides)
+    cells_ch = IMAGE_TO_CELLS.out.cells
+        .filter { meta, _cells -> meta.method in slides[meta.id].methods }
+        .mix(TRANSCRIPTS_TO_CELLS.out.cells) // [[id: 'liver_1', method: 'cellpose+proseg'], liver_1.molecules.zarr]
 
-    first_ch = raw_ch
-        .join(IMAGE_TO_CELLS.out.cells.mix(without_image_ch.map { meta, _raw -> [meta, []] }))
-        .branch { meta, _raw, _cells ->
-            prior: slides[meta.id].molecules
-            final_cells: true
-        } // [meta, liver_1.raw.zarr, liver_1.cells.zarr or []]
-    TRANSCRIPTS_TO_CELLS(first_ch.prior, slides)
-
-    cells_ch = first_ch.final_cells
-        .map { meta, _raw, cells -> [meta, cells] }
-        .mix(TRANSCRIPTS_TO_CELLS.out.cells) // [meta, liver_1.cells.zarr or liver_1.molecules.zarr]
     table_ch = AGGREGATE(
-        raw_ch.join(cells_ch).map { meta, raw, cells -> [meta, slides[meta.id].settings.aggregate, raw, cells] }
-    ).store // [meta, liver_1.table.zarr]
+        raw_ch
+            .flatMap { meta, raw -> slides[meta.id].methods.collect { method -> [meta + [method: method], raw] } }
+            .join(cells_ch)
+            .map { meta, raw, cells -> [meta, slides[meta.id].settings.aggregate, raw, cells, meta.method != chosen(meta)] }
+    ).store.branch { meta, _table ->
+        chosen: meta.method == chosen(meta)
+        compared: true
+    } // [[id: 'liver_1', method: 'vendor'], liver_1.table.zarr]
 
-    // [meta, [liver_1.raw.zarr, liver_1.tissue.zarr, liver_1.patches.zarr, liver_1.cells.zarr, liver_1.table.zarr]]: where
-    // two have an element of one name, the later one counts.
+    // The chosen method's: [meta, [liver_1.raw.zarr, liver_1.tissue.zarr, liver_1.patches.zarr, liver_1.cells.zarr,
+    // liver_1.table.zarr]]. Where two have an element of one name, the later one counts.
+    none_ch = raw_ch.map { meta, _raw -> [meta, []] }
     parts_ch = raw_ch
-        .join(IMAGE_TO_CELLS.out.parts.mix(without_image_ch.map { meta, _raw -> [meta, []] }))
-        .join(TRANSCRIPTS_TO_CELLS.out.parts.mix(first_ch.final_cells.map { meta, _raw, _cells -> [meta, []] }))
-        .join(cells_ch)
-        .join(table_ch)
+        .join(
+            IMAGE_TO_CELLS.out.parts
+                .filter { meta, _parts -> meta.method == slides[meta.id].by_method[chosen(meta)].image }
+                .map(of_slide)
+                .mix(none_ch.filter { meta, _none -> !slides[meta.id].by_method[chosen(meta)].image })
+        )
+        .join(
+            TRANSCRIPTS_TO_CELLS.out.parts
+                .filter { meta, _parts -> meta.method == chosen(meta) }
+                .map(of_slide)
+                .mix(none_ch.filter { meta, _none -> !slides[meta.id].by_method[chosen(meta)].molecules })
+        )
+        .join(cells_ch.filter { meta, _cells -> meta.method == chosen(meta) }.map(of_slide))
+        .join(table_ch.chosen.map(of_slide))
         .map { meta, raw, of_image, of_transcripts, cells, table -> [meta, [raw] + of_image + of_transcripts + [cells, table]] }
+
+    // The tables of the methods compared with it, in the order of the methods. One that fails leaves its group short, or
+    // altogether without members: `remainder` lets the slide go on without it.
+    compared_ch = table_ch.compared
+        .map { meta, table -> [groupKey(meta.subMap(['id']), slides[meta.id].methods.size() - 1), [meta.method, table]] }
+        .groupTuple(remainder: true)
+        .map { group, tables ->
+            [group.target, tables.sort { found -> slides[group.target.id].methods.indexOf(found[0]) }.collect { found -> found[1] }]
+        }
+        .mix(none_ch.filter { meta, _none -> slides[meta.id].methods.size() == 1 }) // [meta, [liver_1.table.zarr, …]]
     store_ch = ASSEMBLE(
-        parts_ch.map { meta, parts -> [meta, slides[meta.id].settings.report, parts, thresholds] }
+        parts_ch
+            .join(compared_ch, remainder: true)
+            .filter { _meta, parts, _compared -> parts }
+            .map { meta, parts, compared ->
+                [meta, slides[meta.id].settings.report, parts, compared ?: [], slides[meta.id].qc_thresholds]
+            }
     ).store // [meta, liver_1.zarr, qc.json]
 
+    to_compare_ch = store_ch.branch { meta, _store, _qc ->
+        several: slides[meta.id].methods.size() > 1
+        one: true
+    }
+    comparison_ch = COMPARE(
+        to_compare_ch.several.map { meta, store, _qc ->
+            def slide = slides[meta.id]
+            [meta, slide.settings.compare, store, slide.truth, slide.compare_markers, slide.compare_reference]
+        }
+    ).comparison.mix(to_compare_ch.one.map { meta, _store, _qc -> [meta, []] }) // [meta, comparison.json or []]
+
+    // A comparison that fails leaves the report without it.
     reports = REPORT(
-        store_ch.map { meta, store, qc -> [meta, slides[meta.id].settings.report, store, qc, slides[meta.id].truth] }
+        store_ch
+            .join(comparison_ch, remainder: true)
+            .map { meta, store, qc, comparison ->
+                [meta, slides[meta.id].settings.report, store, qc, slides[meta.id].truth, comparison ?: []]
+            }
     ).report // [meta, qc.json, report.html]
 
     emit:

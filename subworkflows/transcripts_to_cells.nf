@@ -1,33 +1,41 @@
-include { PATCHIFY_TRANSCRIPTS } from '../modules/patchify_transcripts'
-include { SEGMENT_BAYSOR       } from '../modules/segment_baysor'
-include { SEGMENT_PROSEG       } from '../modules/segment_proseg'
-include { RESOLVE_TRANSCRIPTS  } from '../modules/resolve_transcripts'
-include { GATHER_BUNDLES       } from './gather_bundles'
+include { PATCHIFY_TRANSCRIPTS            } from '../modules/patchify_transcripts'
+include { SEGMENT_BAYSOR                  } from '../modules/segment_baysor'
+include { SEGMENT_PROSEG                  } from '../modules/segment_proseg'
+include { RESOLVE_TRANSCRIPTS             } from '../modules/resolve_transcripts'
+include { SPREAD_BUNDLES ; GATHER_BUNDLES } from './bundles'
 
 /*
  * Cells from the transcripts, starting from the cells that another method found, or from those that the machine says.
  */
 workflow TRANSCRIPTS_TO_CELLS {
     take:
-    raw_and_prior_ch // [meta, liver_1.raw.zarr, liver_1.cells.zarr or []]
-    slides // id → [molecules: 'proseg', settings: stage → JSON of what the stage depends on, …]
+    raw_ch // [[id: 'liver_1'], liver_1.raw.zarr]
+    cells_ch // [[id: 'liver_1', method: 'cellpose'], liver_1.cells.zarr]: of all methods that a chain may start with
+    slides // id → [methods: ['cellpose+proseg', …], by_method: method → [image: 'cellpose', molecules: 'proseg', settings: …]]
 
     main:
+    // One item a slide and method from here on: meta is [id: 'liver_1', method: 'cellpose+proseg'].
+    def plan = { meta -> slides[meta.id].by_method[meta.method] }
+    def methods = { meta -> slides[meta.id].methods.collect { method -> meta + [method: method] }.findAll { own -> plan(own).molecules } }
+
+    raw_by_method_ch = raw_ch.flatMap { meta, raw -> methods(meta).collect { own -> [own, raw] } }
+    prior_ch = cells_ch
+        .flatMap { meta, cells -> methods(meta).findAll { own -> plan(own).image == meta.method }.collect { own -> [own, cells] } }
+        .mix(raw_by_method_ch.filter { meta, _raw -> !plan(meta).image }.map { meta, _raw -> [meta, []] })
+    raw_and_prior_ch = raw_by_method_ch.join(prior_ch) // [meta, liver_1.raw.zarr, liver_1.cells.zarr or []]
+
     PATCHIFY_TRANSCRIPTS(
         raw_and_prior_ch.map { meta, raw, prior ->
-            [meta, slides[meta.id].molecules, slides[meta.id].settings.patchify_transcripts, raw, prior]
+            [meta, plan(meta).molecules, plan(meta).settings.patchify_transcripts, raw, prior]
         }
     )
 
-    // One item a bundle of patches: [group, settings, bundle_000.zarr]; see IMAGE_TO_CELLS.
-    bundles_ch = PATCHIFY_TRANSCRIPTS.out.bundles
-        .flatMap { meta, bundles ->
-            def all = bundles instanceof List ? bundles : [bundles]
-            all.collect { bundle -> [groupKey(meta, all.size()), slides[meta.id].settings.segment_transcripts, bundle] }
-        }
+    // [group, settings, bundle_000.zarr]
+    bundles_ch = SPREAD_BUNDLES(PATCHIFY_TRANSCRIPTS.out.bundles)
+        .map { group, bundle -> [group, plan(group).settings.segment_transcripts, bundle] }
         .branch { group, _settings, _bundle ->
-            baysor: slides[group.id].molecules == 'baysor'
-            proseg: slides[group.id].molecules == 'proseg'
+            baysor: plan(group).molecules == 'baysor'
+            proseg: plan(group).molecules == 'proseg'
         }
 
     SEGMENT_BAYSOR(bundles_ch.baysor)
@@ -39,13 +47,13 @@ workflow TRANSCRIPTS_TO_CELLS {
 
     cells = RESOLVE_TRANSCRIPTS(
         raw_and_prior_ch.join(results_ch).map { meta, raw, prior, results ->
-            [meta, slides[meta.id].settings.resolve_transcripts, raw, prior, results]
+            [meta, plan(meta).settings.resolve_transcripts, raw, prior, results]
         }
     ).store
 
     parts = PATCHIFY_TRANSCRIPTS.out.store.map { meta, patches -> [meta, [patches]] }
 
     emit:
-    cells // [meta, liver_1.molecules.zarr]
-    parts // [meta, [liver_1.transcript_patches.zarr]]: what else the published store gets from here
+    cells // [[id: 'liver_1', method: 'cellpose+proseg'], liver_1.molecules.zarr]
+    parts // [[id: …, method: …], [liver_1.transcript_patches.zarr]]: what else the published store gets from here
 }

@@ -1,17 +1,18 @@
 process AGGREGATE {
-    tag "${meta.id}"
+    tag "${meta.id}:${meta.method}"
     label 'process_medium'
     label 'env_core'
 
     input:
-    tuple val(meta), val(settings), path(raw), path(cells)
+    tuple val(meta), val(settings), path(raw), path(cells), val(compared)
 
     output:
     tuple val(meta), path("${meta.id}.table.zarr", type: 'dir', arity: '1'), emit: store
 
     script:
+    def name = compared ? "--name ${meta.method}" : ''
     """
-    aggregate.py ${raw} --cells ${cells} --output ${meta.id}.table.zarr --settings '${settings}'
+    aggregate.py ${raw} --cells ${cells} ${name} --output ${meta.id}.table.zarr --settings '${settings}'
     """
 
     stub:

@@ -5,7 +5,7 @@ process ASSEMBLE {
     publishDir path: { "${params.outdir}/${meta.id}" }, mode: params.publish_dir_mode
 
     input:
-    tuple val(meta), val(settings), path(parts), path(thresholds, stageAs: 'thresholds/*')
+    tuple val(meta), val(settings), path(parts), path(compared, stageAs: 'compared/?/*'), path(thresholds, stageAs: 'thresholds/*')
 
     output:
     tuple val(meta), path("${meta.id}.zarr", type: 'dir', arity: '1'), path('qc.json', arity: '1'), emit: store
@@ -13,7 +13,7 @@ process ASSEMBLE {
     script:
     def limits = thresholds ? "--qc-thresholds ${thresholds}" : ''
     """
-    assemble.py ${parts} --output ${meta.id}.zarr --qc qc.json ${limits} --settings '${settings}'
+    assemble.py ${parts} ${compared} --output ${meta.id}.zarr --qc qc.json ${limits} --settings '${settings}'
     """
 
     stub:

@@ -1,5 +1,5 @@
 process PATCHIFY_TRANSCRIPTS {
-    tag "${meta.id}"
+    tag "${meta.id}:${meta.method}"
     label 'process_medium'
     label 'env_core'
 

@@ -5,15 +5,16 @@ process REPORT {
     publishDir path: { "${params.outdir}/${meta.id}" }, mode: params.publish_dir_mode, pattern: 'report.html'
 
     input:
-    tuple val(meta), val(settings), path(store), path(qc), path(truth, stageAs: 'truth/*')
+    tuple val(meta), val(settings), path(store), path(qc), path(truth, stageAs: 'truth/*'), path(comparison)
 
     output:
     tuple val(meta), path(qc), path('report.html', arity: '1'), emit: report
 
     script:
     def known = truth ? "--truth ${truth}" : ''
+    def methods = comparison ? "--comparison ${comparison}" : ''
     """
-    report.py ${store} --qc ${qc} ${known} --output report.html --settings '${settings}'
+    report.py ${store} --qc ${qc} ${known} ${methods} --output report.html --settings '${settings}'
     """
 
     stub:

@@ -1,5 +1,5 @@
 process SEGMENT_BAYSOR {
-    tag "${group.id}:${bundle.baseName}"
+    tag "${group.id}:${group.method}:${bundle.baseName}"
     label 'process_high'
     label 'env_baysor'
 

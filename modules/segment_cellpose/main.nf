@@ -1,5 +1,5 @@
 process SEGMENT_CELLPOSE {
-    tag "${group.id}:${bundle.baseName}"
+    tag "${group.id}:${group.method}:${bundle.baseName}"
     label params.cellpose_gpu ? 'process_gpu' : 'process_medium'
     label 'env_cellpose3'
 

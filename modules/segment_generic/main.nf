@@ -1,5 +1,5 @@
 process SEGMENT_GENERIC {
-    tag "${group.id}:${bundle.baseName}"
+    tag "${group.id}:${group.method}:${bundle.baseName}"
     label 'process_medium'
     label 'env_core'
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cellquilt.core.settings import TECHNOLOGIES
+from cellquilt.core.settings import BY_NAME, TECHNOLOGIES
 
 CASES: list[dict[str, Any]] = json.loads(Path(__file__).with_name("bad_inputs.json").read_text(encoding="utf-8"))
 
@@ -22,6 +22,8 @@ def make_case(case: dict[str, Any], folder: Path) -> list[str]:
         "{folder}": str(folder),
         "{parent}": str(folder.parent),
         "{technologies}": ", ".join(sorted(TECHNOLOGIES)),
+        "{methods}": ", ".join(BY_NAME["segmentation"].choices),
+        "{compared}": ", ".join(BY_NAME["compare"].choices),
     }
     lines = case["lines"]
     for mark, text in fill.items():

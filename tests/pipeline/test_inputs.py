@@ -5,7 +5,7 @@ import json
 
 import pytest
 from cases import CASES, make_case
-from cellquilt.core.settings import GROUPS, Settings
+from cellquilt.core.settings import GROUPS, Settings, methods_of
 from cellquilt.core.sheet import check_input
 from runner import ROOT
 
@@ -38,9 +38,11 @@ def test_all_cases(nextflow, monkeypatch):
             assert [slide["id"] for slide in slides] == [row.sample for row in rows]
             for row, slide in zip(rows, slides, strict=True):
                 assert slide["metadata"] == row.metadata
+                assert slide["methods"] == methods_of(Settings({**values, **row.overrides}))
                 for stage in _STAGES:
                     ours = json.loads(Settings({**values, **row.overrides}).to_json(stage))
                     theirs = json.loads(slide["settings"][stage])
+                    assert theirs == json.loads(slide["by_method"][slide["methods"][0]]["settings"][stage])
                     if stage == "convert":
                         ours |= {"technology": row.technology, "source": row.source}
                     if stage == "aggregate":

@@ -205,7 +205,7 @@ def samples(**arguments: Any) -> None:
 @click.option("--names", default="", help="Names of the methods, comma-separated.")
 @click.option("--truth", type=_PATH, help="Folder with the truth of a simulated slide.")
 @_overwrite
-@settings_options("compare", "resources")
+@settings_options("resources", own="compare")
 def compare(**arguments: Any) -> None:
     """Compare segmentations of one slide: STORES of several runs, or several --shapes of one store."""
     from cellquilt.report.methods import compare_slide

@@ -91,7 +91,7 @@ def compare_stores(sources: Sequence[Source], *, settings: Settings, truth: Path
     has_points = first.has("points", POINTS)
     known = _Truth(truth, first) if truth is not None else None
     batches = _batches(sources, stores, ids, known, settings) if has_points else iter(())
-    pairs, reference = settings["marker_pairs"], settings["marker_reference"]
+    pairs, reference = settings["compare_markers"], settings["compare_reference"]
     table = compare(
         segmentations,
         batches,

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cellquilt.core.settings import GROUPS, PRESETS, SETTINGS, TECHNOLOGIES, Setting
+from cellquilt.core.settings import GROUPS, PRESETS, SETTINGS, TECHNOLOGIES, TRANSCRIPT_METHODS, Setting
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _JSON_TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean", "list": "string"}
@@ -31,7 +31,9 @@ def _property(setting: Setting) -> dict[str, Any]:
     if setting.default is not None:
         entry["default"] = setting.default
     if setting.choices:
-        entry["enum"] = list(setting.choices)
+        # Of a list each item is one of them; for JSON schema itself the list is still one string.
+        choices = {"enum": list(setting.choices)}
+        entry |= {"items": choices} if setting.kind == "list" else choices
     if setting.minimum is not None:
         entry["minimum"] = setting.minimum
     if setting.maximum is not None:
@@ -44,6 +46,8 @@ def _property(setting: Setting) -> dict[str, Any]:
         entry["list"] = True
     if setting.hidden:
         entry["hidden"] = True
+    if setting.is_file:
+        entry["format"] = "file-path"
     entry["per_sample"] = setting.per_sample
     return entry
 
@@ -69,6 +73,7 @@ def pipeline_schema() -> dict[str, Any]:
         "title": "cellquilt parameters",
         "type": "object",
         "presets": PRESETS,
+        "transcript_methods": list(TRANSCRIPT_METHODS),
         "$defs": groups,
         "allOf": [{"$ref": f"#/$defs/{name}"} for name in groups],
     }
@@ -140,7 +145,8 @@ def parameters_page() -> str:
             shown = "" if setting.default is None else f"`{json.dumps(setting.default)}`"
             notes = [setting.help]
             if setting.choices:
-                notes.append("One of " + ", ".join(f"`{choice}`" for choice in setting.choices) + ".")
+                several = "Some" if setting.kind == "list" else "One"
+                notes.append(f"{several} of " + ", ".join(f"`{choice}`" for choice in setting.choices) + ".")
             if setting.keyword:
                 notes.append(f"Keyword `{setting.keyword}`.")
             if setting.aliases:

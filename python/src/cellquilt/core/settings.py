@@ -18,7 +18,9 @@ from cellquilt.core.errors import CellquiltError, SeveralErrors, did_you_mean
 Kind = Literal["int", "float", "str", "bool", "list"]
 Value = int | float | str | bool | list[str] | None
 
-TECHNOLOGIES = ("merscope", "ome_tif", "xenium")
+TECHNOLOGIES = ("merscope", "ome_tif", "transcripts", "xenium")
+#: Technologies without an image; their rows of the sheet need no path, for the transcripts are all there is.
+WITHOUT_IMAGE = ("transcripts",)
 METHODS = ("cellpose", "generic", "vendor")
 #: Methods that segment transcripts, with or without prior cells.
 TRANSCRIPT_METHODS = ("baysor", "proseg")
@@ -51,7 +53,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "resolve": ("Putting patches together, nuclei to cells", ("resolve", "resolve_transcripts", "preview")),
     "aggregate": ("Counting transcripts and measuring channels", ("aggregate", "preview")),
     "compare": ("Comparing methods", ("compare",)),
-    "report": ("Quality control and reports", ("report",)),
+    "report": ("Quality control and reports", ("report", "compare")),
     "resources": (
         "Limits",
         (
@@ -86,6 +88,8 @@ class Setting:
         What is allowed.
     per_sample
         Whether a column of the sheet may override it.
+    is_file
+        Whether the value is the path of a file: relative to where the run starts, or to the sheet whose column it is.
     """
 
     name: str
@@ -102,6 +106,7 @@ class Setting:
     per_sample: bool = True
     required: bool = False
     hidden: bool = False
+    is_file: bool = False
 
     @property
     def api_name(self) -> str:
@@ -178,6 +183,14 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("z_column", "convert", "str", None, "Column of the transcript table with z."),
     Setting("gene_column", "convert", "str", None, "Column of the transcript table with the gene."),
     Setting("transcripts_unit", "convert", "str", "um", "Unit of x and y in a transcript table.", choices=("um", "px")),
+    Setting(
+        "prior_cells_unit",
+        "convert",
+        "str",
+        "um",
+        "Unit of the outlines in prior_cells; px are pixels of the main image.",
+        choices=("um", "px"),
+    ),
     Setting(
         "xenium_image",
         "convert",
@@ -668,18 +681,33 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     # --- compare
     Setting(
-        "marker_pairs",
+        "compare",
+        "compare",
+        "list",
+        None,
+        "Methods to compare with the chosen one, by commas; in a chain the methods are joined by a plus.",
+        keyword="methods",
+        choices=tuple(chain.replace(",", "+") for chain in CHAINS),
+    ),
+    Setting(
+        "compare_markers",
         "compare",
         "str",
         None,
         "File of pairs of genes that no cell expresses together (CSV: gene_a, gene_b); default: found on the slide.",
+        keyword="markers",
+        aliases=("marker_pairs",),
+        is_file=True,
     ),
     Setting(
-        "marker_reference",
+        "compare_reference",
         "compare",
         "str",
         None,
-        "Mean expression of cell types (CSV or h5ad) to take pairs of exclusive genes from, without marker_pairs.",
+        "Mean expression of cell types (CSV or h5ad) to take pairs of exclusive genes from, without compare_markers.",
+        keyword="reference",
+        aliases=("marker_reference",),
+        is_file=True,
     ),
     # --- report
     Setting(
@@ -689,6 +717,7 @@ SETTINGS: tuple[Setting, ...] = (
         None,
         "File with the limits of the QC verdict (YAML); default: assets/qc_thresholds.yml.",
         per_sample=False,
+        is_file=True,
     ),
     Setting(
         "report_truth",
@@ -736,6 +765,18 @@ def default(name: str) -> Any:
     return BY_NAME[name].default
 
 
+def methods_of(values: Mapping[str, Any]) -> list[str]:
+    """The methods of a slide, the chosen one first, then those compared with it; a chain's are joined by a plus.
+
+    Examples
+    --------
+    >>> methods_of({"segmentation": "cellpose,proseg", "compare": ["vendor", "cellpose"]})
+    ['cellpose+proseg', 'vendor', 'cellpose']
+    """
+    chosen = values["segmentation"].replace(",", "+")
+    return list(dict.fromkeys([chosen, *(values["compare"] or [])]))
+
+
 def method_of_stage(segmentation: str, stage: str) -> str | None:
     """The method of a chain that a stage is about; None if it has none of the kind.
 
@@ -759,17 +800,13 @@ def check(setting: Setting, value: Any) -> Value:
     Raises
     ------
     CellquiltError
-        ``parameter-type``, ``parameter-range`` or ``parameter-choice``.
+        ``parameter-type``, ``parameter-range``, ``parameter-choice`` or ``parameter-twice``.
     """
     if value is None:
         return None
     typed = _typed(setting, value)
-    if setting.choices and typed not in setting.choices:
-        raise CellquiltError(
-            "parameter-choice",
-            f"{setting.name} is {_show(value)}; expected one of {', '.join(setting.choices)}",
-            did_you_mean(str(value), setting.choices),
-        )
+    if setting.choices:
+        _check_choices(setting, typed, value)
     if setting.pattern:
         import re
 
@@ -781,6 +818,20 @@ def check(setting: Setting, value: Any) -> Value:
         if below or above:
             raise CellquiltError("parameter-range", f"{setting.name} is {_show(value)}; expected {_range(setting)}")
     return typed
+
+
+def _check_choices(setting: Setting, typed: Value, value: Any) -> None:
+    verb, how_many, chosen = ("names", "some", typed) if isinstance(typed, list) else ("is", "one", [typed])
+    for choice in chosen:
+        if choice not in setting.choices:
+            shown = choice if isinstance(typed, list) else value
+            raise CellquiltError(
+                "parameter-choice",
+                f"{setting.name} {verb} {_show(shown)}; expected {how_many} of {', '.join(setting.choices)}",
+                did_you_mean(str(shown), setting.choices),
+            )
+        if chosen.count(choice) > 1:
+            raise CellquiltError("parameter-twice", f"{setting.name} names {_show(choice)} twice")
 
 
 def _range(setting: Setting) -> str:

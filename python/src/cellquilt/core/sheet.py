@@ -16,7 +16,7 @@ from typing import Any
 from cellquilt.core.errors import CellquiltError, SeveralErrors, did_you_mean
 from cellquilt.core.log import LOG
 from cellquilt.core.schema import SHEET_COLUMNS, SHEET_FILES
-from cellquilt.core.settings import ALIASES, BY_NAME, TECHNOLOGIES, Value, check, check_all
+from cellquilt.core.settings import ALIASES, BY_NAME, TECHNOLOGIES, Settings, Value, check, check_all, methods_of
 
 _REQUIRED = ("sample", "technology")
 #: Technologies whose rows need no path, for their transcripts are all there is.
@@ -109,6 +109,7 @@ def check_input(sheet: Path | str, given: Mapping[str, Any]) -> tuple[list[Row],
     values, parameter_errors = _checked_params(given)
     rows, sheet_errors = _checked_sheet(sheet)
     _raise(parameter_errors + sheet_errors)
+    _raise([error for row in rows for error in _nothing_to_compare(row, Settings({**values, **row.overrides}))])
     return rows, values
 
 
@@ -117,11 +118,34 @@ def _raise(errors: list[CellquiltError]) -> None:
         raise SeveralErrors("input-invalid", "The input has mistakes; nothing was started:", errors)
 
 
+def _nothing_to_compare(row: Row, values: Settings) -> list[CellquiltError]:
+    if not values["compare"] or len(methods_of(values)) > 1:
+        return []
+    message = f'sample "{row.sample}": compare names only the chosen method, {values["segmentation"]}'
+    return [CellquiltError("compare-nothing", message, "name another one, or leave compare out")]
+
+
 def _checked_params(given: Mapping[str, Any]) -> tuple[dict[str, Value], list[CellquiltError]]:
     try:
-        return check_all(given), []
+        values = check_all(given)
     except SeveralErrors as several:
         return {}, several.errors
+    return values, _missing_files(values, Path.cwd())
+
+
+def _missing_files(values: Mapping[str, Value], folder: Path, where: str = "") -> list[CellquiltError]:
+    """Mistakes of the settings that name files; relative ones lie in the folder."""
+    errors = []
+    for name in sorted(values):
+        if not BY_NAME[name].is_file:
+            continue
+        path = Path(os.path.abspath(folder / str(values[name])))
+        if not os.path.isfile(path):
+            beside = sorted(os.listdir(path.parent)) if os.path.isdir(path.parent) else []
+            near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.6)
+            hint = f'did you mean "{near[0]}"?' if near else ""
+            errors.append(CellquiltError("path-not-found", f"{where}{name} not found: {path}", hint))
+    return errors
 
 
 def _checked_sheet(path: Path | str) -> tuple[list[Row], list[CellquiltError]]:
@@ -310,6 +334,7 @@ def _row(
                 overrides[column] = check(BY_NAME[column], text)
             except CellquiltError as error:
                 errors.append(CellquiltError(error.code, f"{where}: {error.message}", error.hint))
+    errors += _missing_files(overrides, path.parent, f"{where}: ")
     if len(errors) > before:
         return []
     return [Row(sample, technology, **files, source=source, overrides=overrides, metadata=metadata)]

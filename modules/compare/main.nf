@@ -1,0 +1,26 @@
+process COMPARE {
+    tag "${meta.id}"
+    label 'process_medium'
+    label 'env_core'
+    publishDir path: { "${params.outdir}/${meta.id}" }, mode: params.publish_dir_mode
+
+    input:
+    tuple val(meta), val(settings), path(store), path(truth, stageAs: 'truth/*'), path(markers, stageAs: 'markers/*'), path(reference, stageAs: 'reference/*')
+
+    output:
+    tuple val(meta), path('comparison.json', arity: '1'), emit: comparison
+    tuple val(meta), path('comparison.tsv', arity: '1') , emit: table
+
+    script:
+    def known = truth ? "--truth ${truth}" : ''
+    def pairs = markers ? "--compare-markers ${markers}" : ''
+    def types = reference ? "--compare-reference ${reference}" : ''
+    """
+    compare.py ${store} --output comparison.json --output comparison.tsv ${known} ${pairs} ${types} --settings '${settings}'
+    """
+
+    stub:
+    """
+    touch comparison.json comparison.tsv
+    """
+}
