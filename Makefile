@@ -20,7 +20,7 @@ run: setup ## Run the pipeline: make run ARGS="--input sheet.csv --outdir result
 	@scripts/nextflow run main.nf $(ARGS)
 
 # Tests of what cannot be set up (proseg where there is no cargo) are skipped and say so.
-test: STAGES = core cellpose3 cellpose4 nextflow $(shell command -v cargo >/dev/null && echo proseg)
+test: STAGES = core cellpose3 cellpose4 stardist nextflow $(shell command -v cargo >/dev/null && echo proseg)
 test: setup lint ## What CI runs: lint, types, layers, all tests
 	$(PYTEST) -m "not bench" tests $(ARGS)
 

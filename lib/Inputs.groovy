@@ -23,6 +23,8 @@ class Inputs {
     /** A metadata column this similar to a parameter's name is probably meant to be one. */
     private static final double NEARLY = 0.85
     private static final String SHIPPED_MODEL = 'nuclei'
+    /** Method → the parameter with its model: a file or folder, or a name that the method itself knows. */
+    private static final Map<String, String> MODELS = [cellpose: 'cellpose_model', stardist: 'stardist_model_type']
     /** Parameters that a site's configuration brings, not the user. */
     private static final Pattern SITE_PARAMETERS = ~/(config_profile|custom_config|igenomes)_.*|max_(cpus|memory|time)|genomes/
     /** Characters that Nextflow's scripts leave to the shell. */
@@ -133,7 +135,7 @@ class Inputs {
         def trace = Global.session.config.trace?.file ?: "${outdir}/pipeline_info/trace.txt"
         def tasks = lastAttempts((workflow.launchDir as Path).resolve(trace.toString()), workflow)
         def lastStage = preview ? 'PREVIEW' : 'REPORT'
-        def done = tasks.findAll { task -> stage(task) == lastStage && task.status in ['COMPLETED', 'CACHED'] }*.tag as Set
+        def done = tasks.findAll { task -> stage(task).startsWith(lastStage) && task.status in ['COMPLETED', 'CACHED'] }*.tag as Set
         def failed = checked.findAll { slide -> !(slide.id in done) }.collectEntries { slide ->
             [slide.id, [status: 'failed'] + failure(slide, tasks, workflow)]
         }
@@ -545,16 +547,17 @@ class Inputs {
             [methods: methods, images: images, by_method: byMethod] + byMethod[chosen].subMap(['settings', 'weights'])
     }
 
-    /** The model's file, where the parameter names one: relative to the sheet if it stands there, else to where the run started. */
+    /** The model's file or folder, where the parameter names one: relative to the sheet if it stands there, else to where the run started. */
     private static Object weights(String method, Map row, Map values, Path launchDir, Path sheetFolder, List<Map> errors) {
-        def own = row.overrides.containsKey('cellpose_model')
-        def model = own ? row.overrides.cellpose_model : values.cellpose_model
-        if (method != 'cellpose' || model == SHIPPED_MODEL) return []
+        def name = MODELS[method]
+        def own = row.overrides.containsKey(name)
+        def model = own ? row.overrides[name] : values[name]
+        if (!name || model == SHIPPED_MODEL) return []
         def path = (own ? sheetFolder : launchDir).resolve(model).normalize()
-        if (exists(path) && Files.isRegularFile(path)) return path
+        if (exists(path) && (method != 'cellpose' || Files.isRegularFile(path))) return path
         if (model.contains('/')) {
-            def mistake = error('path-not-found', "sample \"${row.sample}\": cellpose_model not found: ${path}")
-            if (!own) mistake = error('path-not-found', "cellpose_model not found: ${path}")
+            def mistake = error('path-not-found', "sample \"${row.sample}\": ${name} not found: ${path}")
+            if (!own) mistake = error('path-not-found', "${name} not found: ${path}")
             if (!errors.any { known -> known.message == mistake.message }) errors << mistake
         }
         return []

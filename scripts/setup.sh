@@ -4,6 +4,7 @@
 #   .venv/core        readers, patches, resolve, aggregate, reports; tests and linters
 #   .venv/cellpose3   Cellpose with CPnet models (the shipped model)
 #   .venv/cellpose4   Cellpose-SAM; only when asked for
+#   .venv/stardist    StarDist with TensorFlow; only when asked for
 #   .venv/nextflow    a Java runtime and Nextflow; only where PATH has no Nextflow that is new enough
 #   .venv/proseg      proseg, from PATH or built by cargo (once, into the cache: about 12 minutes on two cores); only when
 #                     asked for, or where it is there already
@@ -188,8 +189,8 @@ stamp="$({ printf '%s\n' "$root"; cat "$root"/python/{uv.lock,pyproject.toml} "$
 missing=()
 for stage in "${stages[@]}"; do
     case "$stage" in
-        core | cellpose3 | cellpose4 | nextflow | proseg) ;;
-        *) fail "unknown stage \"$stage\"" "known: core, cellpose3, cellpose4, nextflow, proseg" ;;
+        core | cellpose3 | cellpose4 | stardist | nextflow | proseg) ;;
+        *) fail "unknown stage \"$stage\"" "known: core, cellpose3, cellpose4, stardist, nextflow, proseg" ;;
     esac
     program=python
     [ "$stage" != proseg ] || program=proseg
@@ -213,6 +214,7 @@ for stage in "${missing[@]}"; do
         core) make_stage core --extra sdata --extra report --group dev ;;
         cellpose3) make_stage cellpose3 --no-default-groups --extra cellpose3 ;;
         cellpose4) make_stage cellpose4 --no-default-groups --extra cellpose4 ;;
+        stardist) make_stage stardist --no-default-groups --extra stardist ;;
         proseg) make_proseg ;;
         nextflow)
             if system_nextflow; then

@@ -3,6 +3,7 @@ include { PATCHIFY                              } from '../modules/patchify'
 include { SEGMENT_CELLPOSE                      } from '../modules/segment_cellpose'
 include { SEGMENT_CELLPOSE as SEGMENT_CELLPOSE4 } from '../modules/segment_cellpose'
 include { SEGMENT_GENERIC                       } from '../modules/segment_generic'
+include { SEGMENT_STARDIST                      } from '../modules/segment_stardist'
 include { RESOLVE                               } from '../modules/resolve'
 include { SPREAD_BUNDLES ; GATHER_BUNDLES       } from './bundles'
 
@@ -47,14 +48,16 @@ workflow IMAGE_TO_CELLS {
             cellpose3: plan(group).engine == 'cellpose3'
             cellpose4: plan(group).engine == 'cellpose4'
             generic: plan(group).engine == 'generic'
+            stardist: plan(group).engine == 'stardist'
         }
 
     SEGMENT_CELLPOSE(bundles_ch.cellpose3)
     SEGMENT_CELLPOSE4(bundles_ch.cellpose4)
     SEGMENT_GENERIC(bundles_ch.generic)
+    SEGMENT_STARDIST(bundles_ch.stardist)
 
     patch_cells_ch = GATHER_BUNDLES(
-        SEGMENT_CELLPOSE.out.cells.mix(SEGMENT_CELLPOSE4.out.cells, SEGMENT_GENERIC.out.cells)
+        SEGMENT_CELLPOSE.out.cells.mix(SEGMENT_CELLPOSE4.out.cells, SEGMENT_GENERIC.out.cells, SEGMENT_STARDIST.out.cells)
     ) // [meta, [bundle_000.cells.parquet, …]]
 
     cells = RESOLVE(

@@ -118,6 +118,7 @@ def test_every_stage_is_handed_settings():
     [
         ("cellpose", "segmentation.cellpose"),
         ("generic", "segmentation.generic"),
+        ("stardist", "segmentation.stardist"),
         ("baysor", "segmentation.baysor"),
         ("proseg", "segmentation.proseg"),
         ("tissue", "segmentation.tissue"),

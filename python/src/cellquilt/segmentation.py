@@ -84,6 +84,66 @@ def cellpose(
     _segment(sdata, "cellpose", keywords)
 
 
+def stardist(
+    sdata: "SpatialData",
+    model_type: str | None = None,
+    channels: "Sequence[str] | None" = None,
+    *,
+    local_model: "str | Path | None" = None,
+    prob_thresh: float | None = None,
+    nms_thresh: float | None = None,
+    diameter: float | None = None,
+    diameter_um: float | None = None,
+    scale: float | None = None,
+    gpu: bool | None = None,
+    expand_um: float | None = None,
+    on_patch_error: str | None = None,
+) -> None:
+    """Segment with StarDist: ``nucleus_boundaries`` (nuclear models), ``cell_boundaries`` and ``stardist_boundaries``.
+
+    Parameters
+    ----------
+    sdata
+        The slide.
+    model_type, local_model
+        The shipped model ``nuclei``, the folder of a model, or a name of StarDist's registry such as
+        ``2D_versatile_he``, which is fetched where its hub can be reached.
+    channels
+        As many as the model takes; default: the nuclear stain, or all three colours.
+    prob_thresh, nms_thresh
+        As in StarDist; default: the model's own.
+    diameter
+        Expected diameter in pixels; `diameter_um` is the same in µm.
+    scale
+        Scale of the image that the network sees; default: from the diameters, where the model's is known.
+    gpu
+        Use a GPU.
+    expand_um
+        Growth of nuclei to cells in µm; default: 5 for nuclear models, 0 for others.
+    on_patch_error
+        ``fail``, or ``skip`` a patch that the engine fails on.
+
+    Raises
+    ------
+    CellquiltError
+        ``engine-missing`` without StarDist, ``weights-missing`` and ``weights-unreadable`` for a model that is not
+        there or is none, ``stardist-channels`` for another number of channels than the model takes.
+    """
+    keywords = {
+        "model_type": model_type if local_model is None else str(local_model),
+        "channels": list(channels) if channels is not None else None,
+        "prob_thresh": prob_thresh,
+        "nms_thresh": nms_thresh,
+        "diameter": diameter,
+        "diameter_um": diameter_um,
+        "scale": scale,
+        "gpu": gpu,
+        "expand_um": expand_um,
+        "on_patch_error": on_patch_error,
+    }
+    _segment(sdata, "stardist", keywords)
+
+
 def generic(
     sdata: "SpatialData",
     function: str,

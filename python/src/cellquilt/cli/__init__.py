@@ -31,7 +31,7 @@ _VERBS: dict[str, tuple[str, str]] = {
     "simulate": ("tools:simulate", "Simulate slides whose cells are known."),
     "check": ("tools:check", "Check a sample sheet and parameters."),
     "demo": ("tools:demo", "Make the demo's input, or show the demo's result."),
-    "download-weights": ("tools:download_weights", "Fetch a model of Cellpose's hub, once, before any run."),
+    "download-weights": ("tools:download_weights", "Fetch a model of Cellpose's or StarDist's hub, once."),
     "provenance": ("tools:provenance", "Show how a store was made."),
     "doctor": ("tools:doctor", "Show what is installed here."),
 }

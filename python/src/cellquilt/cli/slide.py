@@ -10,7 +10,9 @@ from cellquilt.core.settings import GROUPS, METHODS, TRANSCRIPT_METHODS, Setting
 
 _PATH = click.Path(path_type=Path)
 _output = click.option("-o", "--output", type=_PATH, help="What to write; without it the store itself gets the result.")
-_weights = click.option("--weights", type=_PATH, help="The model's file, where it was staged under another name.")
+_weights = click.option("--weights", type=_PATH, help="The model, where it was staged under another name.")
+#: Groups of settings of the methods for images, any of which patches may be cut for.
+_FOR_IMAGES = tuple(name for name in METHODS if name in GROUPS)
 #: Groups of settings that cutting transcripts for any method needs.
 _FOR_TRANSCRIPTS = ("segmentation", *(name for name in TRANSCRIPT_METHODS if name in GROUPS), "resources")
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace what stands there.")
@@ -56,7 +58,7 @@ def patchify() -> None:
 @_weights
 @_output
 @_overwrite
-@settings_options("patch", "segmentation", "cellpose", "generic", "resources")
+@settings_options("patch", "segmentation", *_FOR_IMAGES, "resources")
 def patchify_image(**arguments: Any) -> None:
     """Cut the image into overlapping patches: the shapes element image_patches, and bundles to segment."""
     from cellquilt.segment.stages import patchify_image
@@ -219,7 +221,7 @@ def compare(**arguments: Any) -> None:
 @_weights
 @click.option("-o", "--output", type=_PATH, required=True, help="The page to write.")
 @_overwrite
-@settings_options("preview", "patch", "segmentation", "cellpose", "generic", "resolve", "aggregate", "resources")
+@settings_options("preview", "patch", "segmentation", *_FOR_IMAGES, "resolve", "aggregate", "resources")
 def preview(**arguments: Any) -> None:
     """Segment a few windows with every combination of some parameters: one page of outlines."""
     from cellquilt.report.preview import preview_slide

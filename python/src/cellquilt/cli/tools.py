@@ -7,6 +7,11 @@ from typing import Any
 import click
 
 _PATH = click.Path(path_type=Path)
+#: Packages that `doctor` looks for.
+_SHOWN = (
+    *("numpy", "zarr", "pyarrow", "shapely", "numba", "spatialdata", "anndata"),
+    *("cellpose", "torch", "stardist", "tensorflow"),
+)
 
 
 @click.command()
@@ -70,10 +75,10 @@ def demo_show(outdir: Path) -> None:
 @click.argument("name")
 @click.option("--generation", default="3", show_default=True, type=click.Choice(["3", "4"]), help="Cellpose's.")
 def download_weights(name: str, generation: str) -> None:
-    """Fetch a model of Cellpose's hub and show its file, for --cellpose-model. Tasks never download anything."""
-    from cellquilt.segment.cellpose import download_weights as fetch
+    """Fetch a model of Cellpose's or StarDist's hub, once, before any run, and show where it lies."""
+    from cellquilt.segment import cellpose, stardist
 
-    click.echo(fetch(name, generation))
+    click.echo(stardist.download(name) if name in stardist.PUBLISHED else cellpose.download_weights(name, generation))
 
 
 @click.command()
@@ -100,7 +105,7 @@ def doctor(folder: Path | None) -> None:
         click.echo(compile_kernels(folder))
         return
     click.echo(f"cellquilt {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
-    for package in ("numpy", "zarr", "pyarrow", "shapely", "numba", "spatialdata", "anndata", "cellpose", "torch"):
+    for package in _SHOWN:
         try:
             click.echo(f"  {package:<12} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:

@@ -21,7 +21,7 @@ Value = int | float | str | bool | list[str] | None
 TECHNOLOGIES = ("merscope", "ome_tif", "transcripts", "xenium")
 #: Technologies without an image; their rows of the sheet need no path, for the transcripts are all there is.
 WITHOUT_IMAGE = ("transcripts",)
-METHODS = ("cellpose", "generic", "vendor")
+METHODS = ("cellpose", "generic", "stardist", "vendor")
 #: Methods that segment transcripts, with or without prior cells.
 TRANSCRIPT_METHODS = ("baysor", "proseg")
 #: What ``segmentation`` may be: one method, or one whose cells are the prior of a method for transcripts.
@@ -47,6 +47,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "cellpose": ("Cellpose", ("patchify", "segment", "preview")),
+    "stardist": ("StarDist", ("patchify", "segment", "preview")),
     "generic": ("Any Python function as segmenter", ("patchify", "segment", "preview")),
     "baysor": ("Baysor", ("patchify_transcripts", "segment_transcripts")),
     "proseg": ("Proseg", ("patchify_transcripts", "segment_transcripts")),
@@ -420,6 +421,74 @@ SETTINGS: tuple[Setting, ...] = (
         minimum=1,
         hidden=True,
     ),
+    # --- stardist
+    Setting(
+        "stardist_model_type",
+        "stardist",
+        "str",
+        "nuclei",
+        "The shipped model 'nuclei', the folder of a model, or a name of StarDist's registry such as 2D_versatile_he.",
+        keyword="model_type",
+        aliases=("stardist_model", "local_model"),
+    ),
+    Setting(
+        "stardist_channels",
+        "stardist",
+        "list",
+        None,
+        "Channels to segment, as many as the model takes; default: the nuclear stain, or all three colours.",
+        keyword="channels",
+    ),
+    Setting(
+        "stardist_prob_thresh",
+        "stardist",
+        "float",
+        None,
+        "Smallest object probability; default: the model's own.",
+        keyword="prob_thresh",
+        minimum=0,
+        maximum=1,
+    ),
+    Setting(
+        "stardist_nms_thresh",
+        "stardist",
+        "float",
+        None,
+        "Objects that overlap by more than this are one; default: the model's own.",
+        keyword="nms_thresh",
+        minimum=0,
+        maximum=1,
+    ),
+    Setting(
+        "stardist_diameter_um",
+        "stardist",
+        "float",
+        None,
+        "Expected diameter in µm, for the overlap of patches and, where the model's is known, the scale.",
+        keyword="diameter_um",
+        minimum=0.1,
+    ),
+    Setting(
+        "stardist_diameter_px",
+        "stardist",
+        "float",
+        None,
+        "Expected diameter in pixels; default: estimated once a slide for the shipped model, 9 µm for others.",
+        keyword="diameter",
+        aliases=("stardist_diameter",),
+        minimum=1,
+    ),
+    Setting(
+        "stardist_scale",
+        "stardist",
+        "float",
+        None,
+        "Scale of the image that the network sees; default: from the diameters, or 1 where the model's is not known.",
+        keyword="scale",
+        minimum=0.05,
+        maximum=20,
+    ),
+    Setting("stardist_gpu", "stardist", "bool", False, "Use a GPU.", keyword="gpu"),
     # --- generic
     Setting(
         "generic_function",

@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,8 @@ class Lattice:
         Patch windows start at multiples of this many slide pixels (pooling engines without tiles).
     full_tiles
         A slide smaller than a tile is padded to a whole one (transformers), not tiled by a smaller one.
+    reach
+        Slide pixels around a window that its result depends on (engines without tiles).
     """
 
     tile: int = 0
@@ -112,10 +114,15 @@ class Lattice:
     rescale: float = 1.0
     multiple: int = 1
     full_tiles: bool = False
+    reach: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for a bundle."""
         return asdict(self)
+
+    def around(self, start: int, stop: int, length_px: int) -> tuple[int, int]:
+        """Slide pixels [a, b) that the window [start, stop) depends on, for an engine without tiles."""
+        return max(start - self.reach, 0), min(stop + self.reach, length_px)
 
     def axis(self, length_px: int) -> Axis:
         """The tiles along an axis, by the rule of Cellpose's `run_net` applied to the whole slide.
@@ -326,8 +333,8 @@ def grid_of_windows(
 
     def span(length: int, core0: int, core1: int) -> Span:
         start, stop = max(core0 - halo_px, 0), min(core1 + halo_px, length)
-        context = lattice.axis(length).context(start, stop) if lattice.tile else (start, stop)
-        return Span(core0, core1, start, stop, *context)
+        context = lattice.axis(length).context if lattice.tile else partial(lattice.around, length_px=length)
+        return Span(core0, core1, start, stop, *context(start, stop))
 
     patches = [
         Patch(index, span(shape[0], y0, y1), span(shape[1], x0, x1)) for index, (y0, y1, x0, x1) in enumerate(windows)
@@ -354,7 +361,7 @@ def _plain_spans(length: int, width: int, overlap: int, lattice: Lattice) -> lis
             continue
         start = max(0, (core0 - before) // unit * unit) if core0 else 0
         stop = min(length, -(-(core1 + after) // unit) * unit) if core1 < length else length
-        spans.append(Span(core0, core1, start, stop, start, stop))
+        spans.append(Span(core0, core1, start, stop, *lattice.around(start, stop, length)))
     return spans
 
 

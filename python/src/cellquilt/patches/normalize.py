@@ -158,6 +158,7 @@ def estimate_normalization(
     high: float = 99.0,
     field_um: float = 500.0,
     seed: int = 0,
+    joint: bool = False,
 ) -> Normalization:
     """Decide the normalisation of a slide from a seeded sample of its tissue at full resolution.
 
@@ -177,6 +178,8 @@ def estimate_normalization(
         Spacing of the grid in µm.
     seed
         Seed of the sample.
+    joint
+        One pair of values for all channels, which keeps colours.
 
     Returns
     -------
@@ -197,11 +200,14 @@ def estimate_normalization(
     parts = max(1, round(height / step)), max(1, round(width / step))
     spacing = (height / parts[0], width / parts[1])
     blocks = _sample(image, channels, regions, parts, spacing, pixel, seed)
+    if joint:
+        blocks = _joined(blocks)
     nodes = (1, 1) if mode == "global" else (parts[0] * _FINER, parts[1] * _FINER)
     spacing = (height / nodes[0], width / nodes[1])
     fields = [
-        _field(blocks, channel, mode, nodes, spacing, _KERNEL * step, (low, high)) for channel in range(n_channels)
-    ]
+        _field(blocks, channel, mode, nodes, spacing, _KERNEL * step, (low, high))
+        for channel in range(1 if joint else n_channels)
+    ] * (n_channels if joint else 1)
     return Normalization(
         mode, np.stack([field[0] for field in fields]), np.stack([field[1] for field in fields]), spacing, (low, high)
     )
@@ -216,6 +222,18 @@ class _Blocks:
     level: np.ndarray
     contrast: np.ndarray
     noise: np.ndarray
+
+
+def _joined(blocks: _Blocks) -> _Blocks:
+    """The channels of every block as one: from the lowest level to the highest light."""
+    level = blocks.level.min(axis=1, keepdims=True)
+    return _Blocks(
+        blocks.centre,
+        blocks.pixels.reshape(len(blocks.pixels), 1, -1),
+        level,
+        (blocks.level + blocks.contrast).max(axis=1, keepdims=True) - level,
+        blocks.noise.max(axis=1, keepdims=True),
+    )
 
 
 def _sample(

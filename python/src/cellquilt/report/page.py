@@ -182,7 +182,8 @@ def _slide(view: View, cells: Cells, qc: Mapping[str, Any]) -> dict[str, Any]:
 
 def _segmented(view: View) -> list[str]:
     parameters = {name: value for record in view.records for name, value in record.get("parameters", {}).items()}
-    return [*(parameters.get("cellpose_channels") or []), *(parameters.get("generic_channels") or [])]
+    methods = ("cellpose", "generic", "stardist")
+    return [channel for method in methods for channel in parameters.get(f"{method}_channels") or []]
 
 
 def _simple(geometry: np.ndarray, step: float) -> np.ndarray:

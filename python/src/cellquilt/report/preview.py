@@ -122,6 +122,7 @@ def preview_slide(
         The page.
     """
     from cellquilt.core.images import open_image
+    from cellquilt.segment.engine import with_model
     from cellquilt.segment.stages import tissue_of
 
     slide = Store(store)
@@ -132,7 +133,7 @@ def preview_slide(
     windows = choose_windows(
         image, max(settings["preview"], 1), settings["preview_size_um"], regions, settings["preview_seed"]
     )
-    given = {**settings.given, **({"cellpose_model": str(weights)} if weights is not None else {})}
+    given = with_model(settings.given, settings["segmentation"], weights)
     tried = [
         try_windows(slide, image, windows, Settings({**given, **values}), found, values)
         for values in progress(combinations, f"{slide.name}: combinations")

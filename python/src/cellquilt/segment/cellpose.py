@@ -28,12 +28,14 @@ from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import LOG
 from cellquilt.patches.bundle import Bundle
 from cellquilt.patches.grid import Axis, Lattice, Patch
+from cellquilt.segment.diameter import expected_diameter
 from cellquilt.segment.engine import PatchLabels, Plan, is_nuclear_stain, length_px, pick_channels, setting
 from cellquilt.segment.resample import resample, taps
 
 if TYPE_CHECKING:
     from cellquilt.core.images import Image
 
+MODEL_SETTING = "cellpose_model"
 SHIPPED = "nuclei"
 SHIPPED_FILE = Path(__file__).parent / "weights" / "nuclei.npz"
 NUCLEI_DIAMETER_PX = 17.0  # what published nuclear models see a nucleus as; the shipped one says it itself
@@ -64,7 +66,8 @@ def plan(image: "Image", settings: Mapping[str, Any], regions: np.ndarray | None
     facts: dict[str, Any] = {"diameter_from": "setting"}
     nuclear_model = generation == "3" and (model == SHIPPED or model_diameter == NUCLEI_DIAMETER_PX)
     if diameter is None and nuclear_model:
-        diameter, counted = _estimate(image, channels, settings, regions)
+        nuclei = channels[-1]  # of two channels the second is the nuclear one
+        diameter, counted = expected_diameter(image, nuclei, regions=regions, seed=setting(settings, "seed"))
         facts = {"diameter_from": "estimate" if counted else "default", "diameter_measured_on": counted}
     elif diameter is None:
         # Of the engine's scale; for the halo also what a cell commonly measures.
@@ -87,18 +90,6 @@ def plan(image: "Image", settings: Mapping[str, Any], regions: np.ndarray | None
     }
     nuclear = nuclear_model or is_nuclear_stain(channels)
     return Plan("cellpose", channels, float(diameter), lattice, nuclear, engine, facts)
-
-
-def _estimate(
-    image: "Image", channels: tuple[str, ...], settings: Mapping[str, Any], regions: np.ndarray | None
-) -> tuple[float, int]:
-    from cellquilt.patches.normalize import estimate_normalization
-    from cellquilt.segment.diameter import estimate_diameter
-
-    seed = setting(settings, "seed")
-    nuclear = channels[-1:]  # of two channels the second is the nuclear one
-    normalization = estimate_normalization(image, list(nuclear), mode="field", regions=regions, seed=seed)
-    return estimate_diameter(image, nuclear[0], normalization, regions=regions, seed=seed)
 
 
 def _model_diameter(model: str, generation: str) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cellquilt.patches.normalize import Normalization
+from cellquilt.patches.normalize import Normalization, estimate_normalization
 
 if TYPE_CHECKING:
     from cellquilt.core.images import Image
@@ -20,6 +20,14 @@ _WINDOW_UM = 150.0
 _WINDOWS = 24
 _LEAST_COUNT = 4
 _ROUNDNESS = 1.1  # equivalent diameter of a nucleus / diameter of the largest disk in it
+
+
+def expected_diameter(
+    image: "Image", channel: str, *, regions: np.ndarray | None = None, seed: int = 0
+) -> tuple[float, int]:
+    """As `estimate_diameter`, whatever the normalisation of the segmentation."""
+    normalization = estimate_normalization(image, [channel], mode="field", regions=regions, seed=seed)
+    return estimate_diameter(image, channel, normalization, regions=regions, seed=seed)
 
 
 def estimate_diameter(

@@ -8,7 +8,8 @@ A method is one module with two functions:
 ``load(bundle) -> Segmenter``
     Runs in the segmentation task, where the library is and the slide is not; loads the model once.
 
-To add one, write the module and name it in `METHODS`.
+and, if its weights are a file or folder that users name, ``MODEL_SETTING``, the name of that setting. To add one, write
+the module and name it in `METHODS`.
 """
 
 import importlib
@@ -25,12 +26,15 @@ from cellquilt.patches.bundle import Bundle
 from cellquilt.patches.grid import Lattice, Patch
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cellquilt.core.images import Image
 
 #: Method → module that has `plan` and `load`.
 METHODS: dict[str, str] = {
     "cellpose": "cellquilt.segment.cellpose",
     "generic": "cellquilt.segment.generic",
+    "stardist": "cellquilt.segment.stardist",
 }
 
 
@@ -54,6 +58,8 @@ class Plan:
         Plain data for the bundles, with everything `load` needs.
     facts
         Plain data for the record, for example how the diameter was found.
+    joint
+        Whether all channels are normalised by the same values, as colours are.
     """
 
     method: str
@@ -63,6 +69,7 @@ class Plan:
     nuclear: bool
     settings: dict[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
+    joint: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,17 @@ def load(method: str, bundle: Bundle) -> Segmenter:
         ``engine-missing`` if its library is not installed here, ``weights-missing`` and others of the method.
     """
     return _module(method).load(bundle)
+
+
+def model_setting(method: str) -> str | None:
+    """Name of the setting that says where a method's weights are; None if it has none."""
+    return getattr(_module(method), "MODEL_SETTING", None)
+
+
+def with_model(settings: Mapping[str, Any], method: str, weights: "Path | None") -> Mapping[str, Any]:
+    """Settings with the place of a method's weights, where they were staged under another name than is set."""
+    name = model_setting(method)
+    return {**settings, name: str(weights)} if name and weights is not None else settings
 
 
 def setting(settings: Mapping[str, Any], name: str) -> Any:

@@ -89,6 +89,7 @@ def make_image_patches(
         high=setting(settings, "normalize_high"),
         field_um=setting(settings, "normalize_field_um"),
         seed=setting(settings, "seed"),
+        joint=plan.joint,
     )
     bundles = write_bundles(
         image,
@@ -148,10 +149,10 @@ def segment_bundle(
         The patch result to write: GeoParquet with a row an object (`patch`, `label`, `cut`, `depth_px`, geometry in
         global pixels), sorted by patch and label; the record is its metadata ``cellquilt``.
     settings
-        ``on_patch_error``, ``min_area_um2`` and, for the loaded engine, ``threads``, ``cellpose_gpu``,
-        ``cellpose_batch_size``; what the slide decided stands in the bundle.
+        ``on_patch_error``, ``min_area_um2`` and, for the loaded engine, ``threads``, ``memory_mb`` and the method's
+        ``gpu``, ``batch_size`` and path of the model; what the slide decided stands in the bundle.
     weights
-        File with the model's weights, where it is an input of the task.
+        File or folder with the model's weights, where it is an input of the task.
     overwrite
         Replace an existing output.
 
@@ -173,11 +174,13 @@ def segment_bundle(
     bundle = Bundle(bundle_path)
     engine = bundle.engine
     method = engine["method"]
-    for name, key in (("threads", "threads"), ("cellpose_gpu", "gpu"), ("cellpose_batch_size", "batch_size")):
-        if settings.get(name) is not None and key in engine:
-            engine[key] = settings[name]
-    if weights is not None:
-        engine["model"] = str(weights)
+    for key in ("threads", "memory_mb", "gpu", "batch_size"):
+        value = settings.get(key if key in ("threads", "memory_mb") else f"{method}_{key}")
+        if value is not None and key in engine:
+            engine[key] = value
+    given = weights or settings.get(engines.model_setting(method) or "")
+    if given is not None and (weights is not None or Path(given).name == engine.get("model")):
+        engine["model"] = str(given)  # the bundle has only its name
     bundle.attributes["engine"] = engine
     record = Record("segment", bundle.sample, {"method": method, **_public(engine)})
     keep_going = setting(settings, "on_patch_error") == "skip"

@@ -97,16 +97,17 @@ def patchify_image(
     import tempfile
 
     from cellquilt.core.images import open_image
+    from cellquilt.segment.engine import with_model
     from cellquilt.segment.run import make_image_patches
 
     slide = Store(store)
     if tissue is not None:
         Store(tissue).element("shapes", TISSUE)  # named by the user: not having it is a mistake
-    if weights is not None and not weights.is_file():
-        raise CellquiltError("weights-missing", f"{weights} does not exist or is no file", "check --weights")
+    if weights is not None and not weights.exists():
+        raise CellquiltError("weights-missing", f"{weights} does not exist", "check --weights")
     record = Record("patchify", slide.name, settings.of_stage("patchify"))
     image = open_image(slide.path)
-    values = {**settings, "cellpose_model": str(weights)} if weights is not None else settings
+    values = with_model(settings, settings["segmentation"], weights)
     with tempfile.TemporaryDirectory() as scratch:
         grid, plan, paths = make_image_patches(
             image,

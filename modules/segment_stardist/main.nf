@@ -1,0 +1,22 @@
+process SEGMENT_STARDIST {
+    tag "${group.id}:${group.method}:${bundle.baseName}"
+    label params.stardist_gpu ? 'process_gpu' : 'process_medium'
+    label 'env_stardist'
+
+    input:
+    tuple val(group), val(settings), path(bundle), path(weights, stageAs: 'weights/*')
+
+    output:
+    tuple val(group), path("${bundle.baseName}.cells.parquet", arity: '1'), emit: cells
+
+    script:
+    def model = weights ? "--weights ${weights}" : ''
+    """
+    segment.py stardist ${bundle} --output ${bundle.baseName}.cells.parquet ${model} --settings '${settings}'
+    """
+
+    stub:
+    """
+    touch ${bundle.baseName}.cells.parquet
+    """
+}
