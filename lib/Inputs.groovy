@@ -142,7 +142,8 @@ class Inputs {
         // A compared method that does not come through leaves its slide done.
         def lacking = checked.findAll { slide -> slide.id in done && failedTasks(slide, tasks) }.collectEntries { slide ->
             def failure = failure(slide, tasks, workflow)
-            [slide.id, [status: 'done'] + failure + [cause: "not all methods are compared: ${failure.cause}".toString()]]
+            def methods = failedTasks(slide, tasks).collect { task -> task.tag.tokenize(':')[1] }.findAll().unique()
+            [slide.id, [status: 'done'] + failure + [cause: "${methods.join(', ') ?: 'no method'} is not compared: ${failure.cause}".toString()]]
         }
 
         def lines = ["cellquilt: ${checked.size() - failed.size()} of ${checked.size()} samples done in ${workflow.duration}; results in ${outdir}"]

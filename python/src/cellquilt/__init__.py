@@ -12,6 +12,7 @@ _PUBLIC = {
     "CellquiltError": "cellquilt.core.errors",
     "Settings": "cellquilt.core.settings",
     "aggregate": "cellquilt.steps",
+    "compare": "cellquilt.steps",
     "make_image_patches": "cellquilt.steps",
     "make_transcript_patches": "cellquilt.steps",
     "simulate": "cellquilt.simulate",
@@ -23,6 +24,7 @@ __all__ = [
     "Settings",
     "__version__",
     "aggregate",
+    "compare",
     "io",
     "make_image_patches",
     "make_transcript_patches",
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from cellquilt.core.errors import CellquiltError
     from cellquilt.core.settings import Settings
     from cellquilt.simulate import simulate
-    from cellquilt.steps import aggregate, make_image_patches, make_transcript_patches
+    from cellquilt.steps import aggregate, compare, make_image_patches, make_transcript_patches
 
 
 def __getattr__(name: str) -> Any:

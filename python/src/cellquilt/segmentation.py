@@ -356,48 +356,80 @@ def nuclei_labels(image: "np.ndarray", diameter: float | None = None) -> "np.nda
     return implementation(image, diameter)
 
 
-def _segment(sdata: "SpatialData", method: str, keywords: dict[str, Any]) -> None:
-    from cellquilt.core.log import progress
-    from cellquilt.segment.run import segment_bundle
-    from cellquilt.segment.stages import patchify_image
+def cells_by(store: Path, method: str, settings: "Settings", folder: Path) -> Path:
+    """Cells of a slide by a method or a chain of two, as the pipeline makes them: by nothing but the machine's output.
 
-    given = {**keyword_settings(method, keywords), "segmentation": method}
-    settings = recall(sdata, given)
+    Parameters
+    ----------
+    store
+        The slide; what earlier steps made of it does not count, but for the tissue.
+    method
+        For example ``vendor`` or ``cellpose+proseg``.
+    settings
+        Of all steps.
+    folder
+        For what the steps hand on.
+
+    Returns
+    -------
+    pathlib.Path
+        A store with ``cell_boundaries``.
+    """
+    from cellquilt.core.store import as_converted
+    from cellquilt.resolve.stage import resolve_slide
+
+    cells: Path | None = None
+    raw = as_converted(store, folder / "raw.zarr")
+    for part in method.split("+"):
+        own = {**settings.given, "segmentation": part}
+        results = [] if part == "vendor" else _patch_results(raw, part, type(settings)(own), folder / part, cells)
+        prior, cells = cells, folder / f"{part}.zarr"
+        resolve_slide(raw, results, settings=type(settings)(own), prior=prior, output=cells)
+    assert cells is not None
+    return cells
+
+
+def _patch_results(
+    store: Path, method: str, settings: "Settings", folder: Path, cells: Path | None = None
+) -> "list[Path]":
+    """Cut a slide into patches (their element is in ``patches.zarr`` of the folder) and segment them."""
+    import importlib
+
+    from cellquilt.core.log import progress
+    from cellquilt.core.settings import TRANSCRIPT_METHODS
+    from cellquilt.segment.run import segment_bundle
+    from cellquilt.segment.stages import patchify_image, patchify_transcripts
+
+    folder.mkdir(exist_ok=True)
+    place = {"bundles": folder / "bundles", "output": folder / "patches.zarr"}
+    suffix = "cells.parquet"
+    if method in TRANSCRIPT_METHODS:
+        bundles = patchify_transcripts(store, settings=settings, method=method, cells=cells, **place)
+        segment_bundle, suffix = importlib.import_module(f"cellquilt.segment.{method}").segment_bundle, "result"
+    else:
+        bundles = patchify_image(store, settings=settings, **place)
+    results = []
+    for bundle in progress(bundles, method):
+        results.append(folder / f"{bundle.stem}.{suffix}")
+        segment_bundle(bundle, results[-1], settings=settings)
+    return results
+
+
+def _segment(sdata: "SpatialData", method: str, keywords: dict[str, Any]) -> None:
+    settings = recall(sdata, {**keyword_settings(method, keywords), "segmentation": method})
     with scratch() as folder:
-        bundles = patchify_image(
-            store_of(sdata), settings=settings, output=folder / "patches.zarr", bundles=folder / "bundles"
-        )
+        results = _patch_results(store_of(sdata), method, settings, folder)
         add_delta(sdata, folder / "patches.zarr")
-        results = []
-        for bundle in progress(bundles, method):
-            results.append(folder / f"{bundle.stem}.cells.parquet")
-            segment_bundle(bundle, results[-1], settings=settings)
         _resolve(sdata, results, settings, also=f"{method}_boundaries")
     remember(sdata, {"segmentation": method})
 
 
 def _segment_transcripts(sdata: "SpatialData", method: str, keywords: dict[str, Any]) -> None:
-    import importlib
-
-    from cellquilt.core.log import progress
-    from cellquilt.segment.stages import patchify_transcripts
-
     settings = recall(sdata, keyword_settings(method, keywords))
-    segment_bundle = importlib.import_module(f"cellquilt.segment.{method}").segment_bundle
     with scratch() as folder:
-        bundles = patchify_transcripts(
-            store_of(sdata),
-            settings=settings,
-            method=method,
-            cells=prior_store(sdata, settings["prior"], folder),
-            bundles=folder / "bundles",
-            output=folder / "patches.zarr",
-        )
+        prior = prior_store(sdata, settings["prior"], folder)
+        results = _patch_results(store_of(sdata), method, settings, folder, prior)
         add_delta(sdata, folder / "patches.zarr")
-        results = []
-        for bundle in progress(bundles, method):
-            results.append(folder / f"{bundle.stem}.result")
-            segment_bundle(bundle, results[-1], settings=settings)
         _resolve(sdata, results, settings)
     sdata.shapes[f"{method}_boundaries"] = sdata.shapes["cell_boundaries"]
 

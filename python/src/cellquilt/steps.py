@@ -1,5 +1,6 @@
-"""Steps on SpatialData objects that have no module of their own: patches and aggregation."""
+"""Steps on SpatialData objects that have no module of their own: patches, aggregation and comparison."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cellquilt.notebook import add_delta, keyword_settings, prior_store, recall, remember, scratch, store_of
@@ -8,6 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from spatialdata import SpatialData
+
+    from cellquilt.comparison.methods import ComparisonTable
 
 
 def make_image_patches(
@@ -180,3 +183,78 @@ def aggregate(
     with scratch() as folder:
         aggregate_slide(store_of(sdata), settings=recall(sdata, given), output=folder / "table.zarr")
         add_delta(sdata, folder / "table.zarr")
+
+
+def compare(
+    sdata: "SpatialData",
+    methods: "Sequence[str] | str | None" = None,
+    markers: "str | Path | None" = None,
+    reference: "str | Path | None" = None,
+    *,
+    truth: "str | Path | None" = None,
+    overwrite: bool = False,
+) -> "ComparisonTable":
+    """Compare methods with the one whose cells are ``cell_boundaries``: the tables ``table_<method>``, and their measures.
+
+    A method that has not been compared yet is run first, as the pipeline's ``--compare`` does it: from the machine's
+    output, with what earlier steps were told. It leaves ``<method>_boundaries`` and ``table_<method>`` (``+`` is ``_``
+    in these names).
+
+    Parameters
+    ----------
+    sdata
+        A slide with ``cell_boundaries``.
+    methods
+        Names of methods, such as ``vendor``, or of chains, such as ``cellpose+proseg``; a list, or by commas. Default: those
+        that were compared before.
+    markers
+        File of pairs of genes that no cell expresses together (CSV with the columns ``gene_a, gene_b``). Default: found on
+        the slide.
+    reference
+        Mean expression of cell types (CSV or h5ad) to take such pairs from, without `markers`.
+    truth
+        Folder with the truth of a simulated slide.
+    overwrite
+        Run methods that were compared before once more.
+
+    Returns
+    -------
+    ComparisonTable
+        One number a method for every measure, ``to_frame()`` as a table; docs/compare.md says what they mean.
+
+    Raises
+    ------
+    CellquiltError
+        ``element-missing`` without cells, ``methods-too-few`` where there is nothing to compare them with, and what a
+        method or a file of markers raises.
+    """
+    from cellquilt.aggregation.stage import aggregate_slide
+    from cellquilt.comparison.stores import compare_stores, markers_of, method_of, methods_in
+    from cellquilt.core.errors import CellquiltError
+    from cellquilt.core.store import Store
+    from cellquilt.segmentation import cells_by
+
+    names = methods.split(",") if isinstance(methods, str) else methods
+    keywords = {
+        "methods": None if names is None else list(names),
+        "markers": None if markers is None else str(markers),
+        "reference": None if reference is None else str(reference),
+    }
+    settings = recall(sdata, keyword_settings("compare", keywords))
+    store = Store(store_of(sdata))
+    store.element("shapes", "cell_boundaries")
+    markers_of(settings)  # a file that cannot be read is told before anything is run
+    asked, before = settings["compare"] or [], () if overwrite else tuple(store.compared)
+    for name in asked:
+        if name == method_of(store) or name in before:
+            continue
+        with scratch() as folder:
+            cells = cells_by(store.path, name, settings, folder)
+            aggregate_slide(store.path, settings=settings, cells=cells, name=name, output=folder / "table.zarr")
+            add_delta(sdata, folder / "table.zarr")
+    sources = methods_in(store.path, asked)
+    if len(sources) < 2:
+        raise CellquiltError(
+            "methods-too-few", f"{sources[0].name} alone is nothing to compare", "name other methods, such as vendor"
+        )
+    return compare_stores(sources, settings=settings, truth=None if truth is None else Path(truth))

@@ -149,6 +149,7 @@ def resolve(paths: tuple[Path, ...], settings: Settings, **arguments: Any) -> No
 @click.argument("store", type=_PATH)
 @click.option("--cells", type=_PATH, help="Store with cell_boundaries; default: the store itself.")
 @_output
+@click.option("--name", default="", help="Method of the cells, to compare: table_NAME of NAME_boundaries, beside the table.")
 @_overwrite
 @settings_options("resources", own="aggregate", extra=("metadata",))
 @click.option("--metadata", hidden=True, help="The sample's metadata.")
@@ -177,6 +178,7 @@ def assemble(**arguments: Any) -> None:
 @click.option("--qc", type=_PATH, help="The sample's qc.json; default: computed from the store.")
 @click.option("--truth", type=_PATH, help="Folder with the truth of a simulated slide.")
 @click.option("-o", "--output", type=_PATH, required=True, help="The page to write.")
+@click.option("--comparison", type=_PATH, help="What `cellquilt compare` wrote as JSON.")
 @_overwrite
 @settings_options("resources", own="report")
 def report(**arguments: Any) -> None:
@@ -201,15 +203,21 @@ def samples(**arguments: Any) -> None:
 
 @click.command()
 @click.argument("stores", type=_PATH, nargs=-1, required=True)
-@click.option("-o", "--output", type=_PATH, required=True, help="The table to write (TSV; JSON holds more).")
+@click.option(
+    *("-o", "--output", "outputs"),
+    type=_PATH,
+    multiple=True,
+    required=True,
+    help="The table to write (TSV; JSON holds more); may be given twice.",
+)
 @click.option("--html", type=_PATH, help="Write a page as well.")
-@click.option("--shapes", default="", help="Elements of one store to compare, comma-separated.")
+@click.option("--shapes", default="", help="Elements of one store to compare, comma-separated; default: its methods.")
 @click.option("--names", default="", help="Names of the methods, comma-separated.")
 @click.option("--truth", type=_PATH, help="Folder with the truth of a simulated slide.")
 @_overwrite
 @settings_options("resources", own="compare")
 def compare(**arguments: Any) -> None:
-    """Compare segmentations of one slide: STORES of several runs, or several --shapes of one store."""
+    """Compare segmentations of one slide: STORES of several runs, or the methods or --shapes of one store."""
     from cellquilt.report.methods import compare_slide
 
     compare_slide(**arguments)

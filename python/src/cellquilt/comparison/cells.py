@@ -24,10 +24,14 @@ class Segmentation:
         The method's name.
     geometry
         (n,) object array of Polygons and MultiPolygons in µm; a missing or empty one is a cell without area.
+    by_genes
+        Whether the method itself assigned transcripts, by their genes too. What its cells tell about their genes is then
+        no finding, so that is measured by the outlines.
     """
 
     name: str
     geometry: NDArray[np.object_]
+    by_genes: bool = False
 
     def __len__(self) -> int:
         return len(self.geometry)

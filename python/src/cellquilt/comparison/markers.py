@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cellquilt.core.errors import CellquiltError, did_you_mean
+from cellquilt.core.errors import CellquiltError, did_you_mean, did_you_mean_file
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -87,6 +87,8 @@ def read_marker_pairs(path: Path | str) -> MarkerPairs:
 
 
 def _read_table(path: Path, code: str, hint: str) -> list[list[str]]:
+    if not path.exists():
+        raise CellquiltError(code, f"{path} does not exist", did_you_mean_file(path) or hint)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             text = file.read()
@@ -171,6 +173,8 @@ def _reference_anndata(path: Path) -> tuple[list[str], NDArray[np.float64]]:
     import anndata
     from scipy.sparse import csr_matrix
 
+    if not path.exists():
+        raise CellquiltError("reference-unreadable", f"{path} does not exist", did_you_mean_file(path))
     try:
         table = anndata.read_h5ad(path)
     except Exception as error:  # whatever h5py and anndata raise on damaged files

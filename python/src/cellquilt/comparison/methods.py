@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,9 @@ from cellquilt.comparison.transcripts import (
 from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError
 from cellquilt.simulate.scores import one_to_one, transcript_scores
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _THRESHOLD = 0.5
 _QUANTILES = (0.05, 0.25, 0.75, 0.95)
@@ -64,8 +67,8 @@ MEASURES = (
     Measure("information_bits", "overall", "Information (bits a transcript)", "more"),
     Measure("n_cells", "sensitivity", "Cells", "", "count"),
     Measure("share_assigned", "sensitivity", "Transcripts assigned", "more", "share"),
-    Measure("median_transcripts_per_cell", "sensitivity", "Transcripts a cell", "more"),
-    Measure("median_genes_per_cell", "sensitivity", "Genes a cell", "more"),
+    Measure("median_transcripts_per_cell", "sensitivity", "Transcripts a cell, median", "more"),
+    Measure("median_genes_per_cell", "sensitivity", "Genes a cell, median", "more"),
     Measure("transcripts_per_100um2_of_cell", "sensitivity", "Transcripts per 100 µm² of cell", "more"),
     Measure("coexpression_ratio", "contamination", "Co-expression of exclusive genes (1: chance)", "less"),
     Measure("mecr", "contamination", "Mutually exclusive co-expression rate", "less", "share"),
@@ -131,6 +134,12 @@ class ComparisonTable:
         for k, method in enumerate(self.methods):
             lines.append("\t".join((method, *(_text(column[k]) for column in self.values.values()))))
         return "\n".join(lines) + "\n"
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row a method, every measure a column; NaN where it has no meaning."""
+        import pandas as pd
+
+        return pd.DataFrame(self.values, index=pd.Index(self.methods, name="method"))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, from which `from_dict` makes the same table."""
@@ -270,6 +279,7 @@ class _Table:
 
     def add(self, segmentation: Segmentation, found: CellCounts) -> None:
         counts = found.counts
+        told = counts if found.outlined is None else found.outlined
         areas = segmentation.areas_um2
         area = float(areas.sum())
         with_cells = len(segmentation) > 0
@@ -279,7 +289,7 @@ class _Table:
         leak = leakage(found.core, found.ring, neighbours(segmentation.centroids_um), self.shares)
         solid = solidity(segmentation.outlines)
         self._put(
-            information_bits=information(counts, self.shares, self.n_countable) if with_cells else nan,
+            information_bits=information(told, self.shares, self.n_countable) if with_cells else nan,
             n_cells=len(segmentation),
             share_assigned=found.share_assigned,
             median_transcripts_per_cell=float(np.median(row_sums(counts))) if with_genes else nan,
@@ -369,6 +379,12 @@ def _notes(table: _Table, pairs: MarkerPairs, segmentations: Sequence[Segmentati
         yield f"{len(table.pairs[0])} of {len(pairs)} pairs of exclusive genes are on the panel"
     if all(value is None for value in table.columns["control_rate_in_cells"]):
         yield "no controls among the transcripts: their rates are missing"
+    by_genes = [segmentation.name for segmentation in segmentations if segmentation.by_genes]
+    if by_genes:
+        yield (
+            f"transcripts of {', '.join(by_genes)} were assigned by their genes, too, which makes co-expression and leakage "
+            "small, right or not; information and rank are those of the outlines"
+        )
     unknown = [name for name, value in zip(table.names, table.columns["leakage"], strict=True) if value is None]
     if unknown:
         yield f"too few transcripts or neighbours to tell the leakage of {', '.join(unknown)}"

@@ -1,7 +1,7 @@
 """Methods in published stores: one store with several outlines, or one slide segmented in several runs."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,14 @@ import shapely
 from numpy.typing import NDArray
 
 from cellquilt.comparison.cells import Segmentation
-from cellquilt.comparison.markers import read_marker_pairs, read_reference
+from cellquilt.comparison.markers import MarkerPairs, read_marker_pairs, read_reference
 from cellquilt.comparison.methods import ComparisonTable, compare
 from cellquilt.core.assignment import Assignment, has_assignment
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.images import open_image
 from cellquilt.core.log import LOG, progress
 from cellquilt.core.points import batch_rows, count_points, floats, iter_points, points_columns, points_transforms
-from cellquilt.core.settings import Settings
+from cellquilt.core.settings import TRANSCRIPT_METHODS, Settings, element_name
 from cellquilt.core.shapes import read_geoparquet, read_shapes
 from cellquilt.core.store import Store
 from cellquilt.core.transforms import GLOBAL, MICRONS, Affine, apply
@@ -42,12 +42,15 @@ class Source:
     column
         Column of its transcripts with the cell's id. None, or a column that is not there: what the element itself says
         of transcripts (`core.assignment`) holds, else its outlines.
+    by_genes
+        See `Segmentation`. The cells of a run are known to be so if they have an assignment of their own.
     """
 
     name: str
     store: Path
     shapes: str = "cell_boundaries"
     column: str | None = "cell_id"
+    by_genes: bool = False
 
 
 def compare_stores(sources: Sequence[Source], *, settings: Settings, truth: Path | None = None) -> ComparisonTable:
@@ -72,12 +75,14 @@ def compare_stores(sources: Sequence[Source], *, settings: Settings, truth: Path
         ``transcripts-differ`` if the stores are not of one slide; ``shapes-in-planes`` if a cell has several outlines;
         ``pixel-size-unknown``, and what reading raises.
     """
-    sources = [Source(s.name, Path(s.store), s.shapes, s.column) for s in sources]
+    sources = [replace(source, store=Path(source.store)) for source in sources]
     stores = [Store(path) for path in dict.fromkeys(source.store for source in sources)]
     ids: list[pa.Array] = []
     segmentations = []
     for source in sources:
-        shapes = read_shapes(Store(source.store).element("shapes", source.shapes))
+        element = Store(source.store).element("shapes", source.shapes)
+        shapes = read_shapes(element)
+        by_genes = source.by_genes or (source.shapes == "cell_boundaries" and has_assignment(element))
         if "z_plane" in shapes.columns and "entity_id" in shapes.columns:
             raise CellquiltError(
                 "shapes-in-planes",
@@ -85,18 +90,18 @@ def compare_stores(sources: Sequence[Source], *, settings: Settings, truth: Path
                 "compare the cell_boundaries that `resolve` makes of them",
             )
         to_um = _microns(shapes.transforms, f"{source.store}: {source.shapes}")
-        segmentations.append(Segmentation(source.name, _mapped(shapes.geometry, to_um)))
+        segmentations.append(Segmentation(source.name, _mapped(shapes.geometry, to_um), by_genes))
         ids.append(pa.array(shapes.ids.tolist(), pa.string()))
     first = stores[0]
     has_points = first.has("points", POINTS)
+    pairs, reference = markers_of(settings)
     known = _Truth(truth, first) if truth is not None else None
     batches = _batches(sources, stores, ids, known, settings) if has_points else iter(())
-    pairs, reference = settings["compare_markers"], settings["compare_reference"]
     table = compare(
         segmentations,
         batches,
-        pairs=read_marker_pairs(pairs) if pairs else None,
-        reference=read_reference(reference) if reference and not pairs else None,
+        pairs=pairs,
+        reference=reference,
         truth=None if known is None else known.cells,
         n_transcripts=count_points(first.element("points", POINTS)) if has_points else 0,
         sample=first.name,
@@ -276,13 +281,49 @@ def rows_of(column: pa.ChunkedArray, ids: pa.Array) -> NDArray[np.int64]:
     return np.append(place, -1)[codes].astype(np.int64)
 
 
+def markers_of(settings: Settings) -> tuple[MarkerPairs | None, tuple[list[str], NDArray[np.float64]] | None]:
+    """What the settings name to measure contamination by, read: pairs of exclusive genes, or else a reference."""
+    pairs, reference = settings["compare_markers"], settings["compare_reference"]
+    return (
+        read_marker_pairs(pairs) if pairs else None,
+        read_reference(reference) if reference and not pairs else None,
+    )
+
+
+def method_of(store: Store) -> str:
+    """The method, or the chain of two, whose cells are a store's `cell_boundaries`; empty if it does not say."""
+    resolved = [record.get("facts", {}) for record in store.records if record.get("stage") == "resolve"]
+    names = [str(facts.get("method") or "") for facts in resolved[-2:]]
+    if len(names) == 2 and names[-1] in TRANSCRIPT_METHODS and names[0]:
+        priors = [task.get("facts", {}).get("prior", {}) for task in resolved[-1].get("tasks") or []]
+        if priors and priors[0].get("name") in ("cell_boundaries", "nucleus_boundaries"):
+            return "+".join(names)
+    return names[-1] if names else ""
+
+
+def methods_in(path: Path, asked: Sequence[str] = ()) -> list[Source]:
+    """The methods of a store: the one whose cells are `cell_boundaries`, and those that are compared with it.
+
+    Parameters
+    ----------
+    path
+        A published store.
+    asked
+        Methods that are wanted, in their order, of those that there are. Default: all.
+    """
+    store = Store(path)
+    chosen = method_of(store)
+    names = [name for name in (asked or sorted(store.compared)) if name in store.compared and name != chosen]
+    beside = [
+        Source(name, path, f"{element_name(name)}_boundaries", None, name.split("+")[-1] in TRANSCRIPT_METHODS)
+        for name in names
+    ]
+    return [Source(chosen or "cell_boundaries", path), *beside]
+
+
 def default_names(stores: Sequence[Path]) -> list[str]:
     """A name for the method of every store: what it was segmented with, else the first folder in which they differ."""
-    found = []
-    for path in stores:
-        store = Store(path)
-        facts = [record.get("facts", {}) for record in store.records if record.get("stage") == "resolve"]
-        found.append(str(facts[-1].get("method") or "") if facts else "")
+    found = [method_of(Store(path)) for path in stores]
     if all(found) and len(set(found)) == len(found):
         return found
     parts = [Path(path).absolute().parts for path in stores]

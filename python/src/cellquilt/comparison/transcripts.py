@@ -36,6 +36,8 @@ class CellCounts:
     core, ring
         (n_cells, n_genes) int32 CSR: counted transcripts (no controls, of passing quality) in the core of each cell,
         and in the rest of it.
+    outlined
+        (n_cells, n_genes) int32 CSR: counted transcripts in the outline of each cell; None where that is what is assigned.
     n_inside, n_assigned_inside
         Transcripts inside the image, and how many of them are in a cell; controls and low quality included.
     control_rate_in_cells, control_rate_outside
@@ -45,6 +47,7 @@ class CellCounts:
 
     core: "csr_matrix"
     ring: "csr_matrix"
+    outlined: "csr_matrix | None"
     n_inside: int
     n_assigned_inside: int
     control_rate_in_cells: float
@@ -192,6 +195,7 @@ class TranscriptTally:
         self._indices: dict[int, PolygonIndex] = {}
         self._core = [PairCounts() for _ in segmentations]
         self._ring = [PairCounts() for _ in segmentations]
+        self._outlined = {k: PairCounts() for k, segmentation in enumerate(segmentations) if segmentation.by_genes}
         self._sums = np.zeros((len(segmentations), 5), dtype=np.int64)
         self._n_inside = self._n_control = 0
         self._totals = np.zeros(0, dtype=np.int64)
@@ -252,6 +256,10 @@ class TranscriptTally:
             keys = pair_keys(cell[rows], gene[rows])
             self._core[k].add(keys[core])
             self._ring[k].add(keys[~core])
+            if k in self._outlined:
+                around = self._index(k).locate(xy, threads=self._threads)
+                rows = np.flatnonzero((around >= 0) & counted)
+                self._outlined[k].add(pair_keys(around[rows], gene[rows]))
         for (i, j), pairs in self._pairs.items():
             pairs.add(pair_keys(found[i] + 1, found[j] + 1))
         rows = np.flatnonzero(counted)
@@ -301,6 +309,7 @@ class TranscriptTally:
         return CellCounts(
             self._core[k].matrix(n, column, len(names)),
             self._ring[k].matrix(n, column, len(names)),
+            self._outlined[k].matrix(n, column, len(names)) if k in self._outlined else None,
             self._n_inside,
             inside,
             control / held if held and known else float("nan"),

@@ -5,7 +5,9 @@ code, so that tests, logs and `samples.tsv` can tell causes apart without readin
 """
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class CellquiltError(Exception):
@@ -58,3 +60,10 @@ def did_you_mean(value: str, known: Iterable[str]) -> str:
     if near:
         return f'did you mean "{near[0]}"?'
     return f"known: {', '.join(names)}"
+
+
+def did_you_mean_file(path: Path) -> str:
+    """A hint that offers the file of the same folder whose name is nearest; empty if there is none like it."""
+    beside = sorted(os.listdir(path.parent)) if os.path.isdir(path.parent) else []
+    near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.6)
+    return f'did you mean "{near[0]}"?' if near else ""

@@ -870,6 +870,11 @@ def check(setting: Setting, value: Any) -> Value:
     ------
     CellquiltError
         ``parameter-type``, ``parameter-range``, ``parameter-choice`` or ``parameter-twice``.
+def element_name(method: str) -> str:
+    """A method's name as part of an element's name, ``cellpose_proseg`` for ``cellpose+proseg``."""
+    return method.replace("+", "_")
+
+
     """
     if value is None:
         return None

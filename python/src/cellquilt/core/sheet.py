@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cellquilt.core.errors import CellquiltError, SeveralErrors, did_you_mean
+from cellquilt.core.errors import CellquiltError, SeveralErrors, did_you_mean, did_you_mean_file
 from cellquilt.core.log import LOG
 from cellquilt.core.schema import SHEET_COLUMNS, SHEET_FILES
 from cellquilt.core.settings import ALIASES, BY_NAME, TECHNOLOGIES, Settings, Value, check, check_all, methods_of
@@ -141,10 +141,7 @@ def _missing_files(values: Mapping[str, Value], folder: Path, where: str = "") -
             continue
         path = Path(os.path.abspath(folder / str(values[name])))
         if not os.path.isfile(path):
-            beside = sorted(os.listdir(path.parent)) if os.path.isdir(path.parent) else []
-            near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.6)
-            hint = f'did you mean "{near[0]}"?' if near else ""
-            errors.append(CellquiltError("path-not-found", f"{where}{name} not found: {path}", hint))
+            errors.append(CellquiltError("path-not-found", f"{where}{name} not found: {path}", did_you_mean_file(path)))
     return errors
 
 

@@ -82,6 +82,16 @@ class Store:
         """Append a stage's record; only on a store that is being made."""
         self.annotate(records=[*self.records, dict(record)])
 
+    @property
+    def compared(self) -> dict[str, list[dict[str, Any]]]:
+        """Method compared with the one whose cells are `cell_boundaries` → the records of the stages that it took."""
+        return self.attributes.get("compared", {})
+
+    def add_compared(self, methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Add the records of compared methods; only on a store that is being made."""
+        if methods:
+            self.annotate(compared={**self.compared, **methods})
+
     def names(self, kind: str) -> list[str]:
         """Names of the elements of one kind, sorted; those of no rows too, which spatialdata does not see."""
         return sorted({*_members(self.path / kind), *_members(self.path / _WITHOUT_ROWS / kind)})
@@ -113,6 +123,18 @@ class Store:
     def new_element(self, kind: str, name: str) -> Path:
         """The folder of an element to write; only on a store that is being made."""
         return self.path / kind / name
+
+
+def as_converted(store: Path, view: Path) -> Path:
+    """Make a store that shows a slide without the cells that steps found on it: links to its other elements."""
+    slide = Store(store)
+    with new_store(view, sample=slide.name) as shown:
+        for kind in KINDS:
+            for name in slide.names(kind):
+                if not name.endswith("_boundaries"):
+                    shown.new_element(kind, name).symlink_to(slide.element(kind, name).resolve())
+        shown.annotate(records=[record for record in slide.records if record.get("stage") == "convert"])
+    return view
 
 
 def _members(folder: Path) -> list[str]:
@@ -217,6 +239,7 @@ def add_delta(store: Path, delta: Path, *, overwrite: bool = False, extends: Seq
                 shutil.rmtree(other, ignore_errors=True)
     for record in added.records:
         parent.add_record(record)
+    parent.add_compared(added.compared)
     consolidate(parent.path)
 
 
@@ -260,9 +283,11 @@ def assemble(parts: Sequence[Path], output: Path, *, sample: str, attributes: Ma
     """
     chosen: dict[tuple[str, str], Path] = {}
     records: list[dict[str, Any]] = []
+    compared: dict[str, list[dict[str, Any]]] = {}
     for part in parts:
         store = Store(part)
         records += store.records
+        compared |= store.compared
         for kind in KINDS:
             for name in store.names(kind):
                 chosen[kind, name] = store.element(kind, name)
@@ -271,6 +296,7 @@ def assemble(parts: Sequence[Path], output: Path, *, sample: str, attributes: Ma
             shutil.copytree(os.path.realpath(source), assembled.new_element(kind, name), copy_function=_link)
         _hide_empty_shapes(assembled)
         assembled.annotate(**attributes, records=scrub(records))
+        assembled.add_compared(scrub(compared))
         consolidate(assembled.path)
         _check(assembled)
 

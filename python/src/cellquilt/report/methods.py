@@ -1,14 +1,16 @@
 """The part of a page that compares methods, and a page of its own for it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cellquilt import __version__
 from cellquilt.comparison.methods import MATRICES, MEASURES, ComparisonTable, Measure, write_comparison
-from cellquilt.comparison.stores import Source, compare_stores, default_names
+from cellquilt.comparison.stores import Source, compare_stores, default_names, methods_in
 from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError
+from cellquilt.core.log import LOG
 from cellquilt.core.settings import Settings
 from cellquilt.report import plots
 from cellquilt.report.html import embedded, environment
@@ -35,7 +37,7 @@ _SOURCES = {
 
 def compare_slide(
     stores: Sequence[Path],
-    output: Path,
+    outputs: Sequence[Path],
     *,
     settings: Settings,
     shapes: str | Sequence[str] = (),
@@ -43,19 +45,20 @@ def compare_slide(
     truth: Path | None = None,
     html: Path | None = None,
     overwrite: bool = False,
-) -> Path:
+) -> list[Path]:
     """Compare several segmentations of one slide.
 
     Parameters
     ----------
     stores
-        Published stores of the slide, a segmentation each; or one store with several shapes elements.
-    output
-        The table to write (TSV), or with the suffix ``.json`` all that is known.
+        Published stores of the slide, a segmentation each; or one store with several methods or shapes elements.
+    outputs
+        Files to write: the table (TSV), or with the suffix ``.json`` all that is known.
     settings
-        Groups ``compare`` and ``resources``.
+        Groups ``compare`` and ``resources``. Of one store ``compare`` says which methods are wanted; those that it does not
+        have are named in the notes.
     shapes
-        Shapes elements of the one store (comma-separated, or a list).
+        Shapes elements of the one store (comma-separated, or a list). Default: the cells of its methods.
     names
         Names of the methods (comma-separated, or a list); default: of the elements, or what the stores were segmented
         with.
@@ -68,41 +71,48 @@ def compare_slide(
 
     Returns
     -------
-    pathlib.Path
-        The table.
+    list of pathlib.Path
+        The files.
 
     Raises
     ------
     CellquiltError
         ``methods-too-few``, ``method-names`` and what `compare_stores` raises.
     """
-    elements, given = _listed(shapes), _listed(names)
+    asked, elements, given = settings["compare"] or [], _listed(shapes), _listed(names)
     if elements and len(stores) > 1:
         raise CellquiltError("usage", "--shapes names elements of one store, but there are several", "give one store")
-    sources = [(stores[0], element) for element in elements] or [(store, "cell_boundaries") for store in stores]
-    if len(sources) < 2:
+    if elements:
+        columns = ["cell_id" if element == "cell_boundaries" else None for element in elements]
+        sources = [Source(name, stores[0], name, column) for name, column in zip(elements, columns, strict=True)]
+    elif len(stores) == 1:
+        sources = methods_in(stores[0], asked)
+    else:
+        sources = [Source(name, store) for name, store in zip(default_names(stores), stores, strict=True)]
+    missing = [name for name in asked if name not in [source.name for source in sources]]
+    if len(sources) < 2 and not missing:
         raise CellquiltError(
             "methods-too-few",
             f"{stores[0]} alone is nothing to compare",
             "give a second store, or several --shapes of this one",
         )
-    known = given or elements or default_names(stores)
+    known = given or [source.name for source in sources]
     if len(known) != len(sources) or len(set(known)) < len(known):
         raise CellquiltError(
             "method-names", f"{len(sources)} methods are called {', '.join(known)}", "give every method its own name"
         )
     table = compare_stores(
-        [
-            Source(name, store, element, "cell_id" if element == "cell_boundaries" else None)
-            for name, (store, element) in zip(known, sources, strict=True)
-        ],
+        [replace(source, name=name) for source, name in zip(sources, known, strict=True)],
         settings=settings,
-        truth=truth,
+        truth=truth if settings["report_truth"] else None,
     )
+    if missing:
+        LOG.warning("%s: no cells by %s to compare", table.sample, ", ".join(missing))
+        table = replace(table, notes=(f"no cells by {', '.join(missing)}: the run's log says why", *table.notes))
     if html is not None:
         with atomic_path(html, overwrite=overwrite) as aside:
             aside.write_text(render_methods(table), encoding="utf-8")
-    return write_comparison(table, output, overwrite=overwrite)
+    return [write_comparison(table, output, overwrite=overwrite) for output in outputs]
 
 
 def _listed(words: str | Sequence[str]) -> list[str]:
@@ -110,13 +120,15 @@ def _listed(words: str | Sequence[str]) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def methods_context(table: ComparisonTable) -> dict[str, Any]:
+def methods_context(table: ComparisonTable, chosen: str = "") -> dict[str, Any]:
     """What the template ``methods.html.j2`` needs, under the name ``methods``.
 
     Parameters
     ----------
     table
         The methods, measured.
+    chosen
+        The one of them that a report is about.
     """
     by_name = {measure.name: measure for measure in MEASURES}
     shown = [by_name[name] for name in table.values if name not in _IN_TSV_ONLY]
@@ -127,6 +139,7 @@ def methods_context(table: ComparisonTable) -> dict[str, Any]:
     names = list(table.methods)
     return {
         "names": names,
+        "chosen": chosen,
         "groups": [group for group in groups if group["rows"]],
         "scatters": _scatters(table),
         "matrices": [

@@ -7,6 +7,8 @@ import numpy as np
 import shapely
 
 from cellquilt import __version__
+from cellquilt.comparison.methods import ComparisonTable
+from cellquilt.comparison.stores import method_of
 from cellquilt.core.privacy import scrub
 from cellquilt.core.settings import BY_NAME
 from cellquilt.core.transforms import apply
@@ -15,6 +17,7 @@ from cellquilt.report.borders import inner_sides
 from cellquilt.report.cells import Cells, read_cells
 from cellquilt.report.gather import Dots, Maps, extent_px, make_maps, thinned
 from cellquilt.report.html import embedded, environment
+from cellquilt.report.methods import methods_context
 from cellquilt.report.pictures import Shown
 from cellquilt.report.plots import number, percent
 from cellquilt.report.provenance import differs, provenance
@@ -38,7 +41,12 @@ _ZOOM_TITLES = {
 }
 
 
-def render(view: View, qc: Mapping[str, Any], accuracy: Mapping[str, Any] | None = None) -> str:
+def render(
+    view: View,
+    qc: Mapping[str, Any],
+    accuracy: Mapping[str, Any] | None = None,
+    methods: ComparisonTable | None = None,
+) -> str:
     """Draw a sample's report.
 
     Parameters
@@ -49,6 +57,8 @@ def render(view: View, qc: Mapping[str, Any], accuracy: Mapping[str, Any] | None
         The numbers of its qc.json.
     accuracy
         What `cellquilt.simulate.scores.truth_scores` returns, for a slide whose truth is known.
+    methods
+        The methods that are compared, if there are several.
 
     Returns
     -------
@@ -63,6 +73,7 @@ def render(view: View, qc: Mapping[str, Any], accuracy: Mapping[str, Any] | None
         "summary": _VERDICTS[qc["verdict"]],
         "key_numbers": _key_numbers(qc),
         "accuracy": _accuracy(accuracy),
+        "methods": None if methods is None else methods_context(methods, method_of(view.stores[0])),
         **_slide(view, cells, qc),
         "histograms": _histograms(cells, qc),
         "fates": _fates(qc),
@@ -78,7 +89,9 @@ def render(view: View, qc: Mapping[str, Any], accuracy: Mapping[str, Any] | None
         "made": provenance(view.records, view.sample),
         "engine": _engine(view),
         "libraries": _libraries(qc["versions"]),
-        "data": embedded({"qc": qc, "accuracy": accuracy}),
+        "data": embedded(
+            {"qc": qc, "accuracy": accuracy, "comparison": None if methods is None else methods.to_dict()}
+        ),
     }
     return environment().get_template("report.html.j2").render(context)
 

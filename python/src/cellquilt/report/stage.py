@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cellquilt.comparison.methods import read_comparison
 from cellquilt.core.atomic import atomic_path
 from cellquilt.core.log import LOG
 from cellquilt.core.settings import Settings
@@ -71,6 +72,7 @@ def report_slide(
     settings: Settings,
     qc: Path | None = None,
     truth: Path | None = None,
+    comparison: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a sample's report: one HTML page that needs nothing else.
@@ -87,6 +89,8 @@ def report_slide(
         The sample's qc.json; None computes it from the store.
     truth
         Folder with the truth of a simulated slide; the report then shows the accuracy reached.
+    comparison
+        What `cellquilt compare` wrote as JSON; the report then shows the methods side by side.
     overwrite
         Replace what stands there.
 
@@ -104,8 +108,9 @@ def report_slide(
         from cellquilt.simulate.scores import truth_scores
 
         accuracy = truth_scores(store, truth)
+    methods = None if comparison is None else read_comparison(comparison)
     with atomic_path(output, overwrite=overwrite) as aside:
-        aside.write_text(render(view, numbers, accuracy), encoding="utf-8")
+        aside.write_text(render(view, numbers, accuracy, methods), encoding="utf-8")
     return Path(output)
 
 
