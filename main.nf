@@ -17,8 +17,8 @@ workflow {
     //           by_method: [cellpose: [engine: 'cellpose3', weights: [], settings: [resolve: '{"expand_um": …}', …]], …]]
     slides = Inputs.slides(params, projectDir, workflow.launchDir).collectEntries { slide -> [slide.id, slide] }
 
-    // One item a slide: [[id: 'liver_1'], machine's folder or image, transcript table or []]
-    slides_ch = channel.fromList(slides.collect { id, slide -> [[id: id], slide.path, slide.transcripts] })
+    // One item a slide: [[id: 'liver_1'], machine's folder or image, transcript table or [], prior cells or []]
+    slides_ch = channel.fromList(slides.collect { id, slide -> [[id: id], slide.path, slide.transcripts, slide.prior_cells] })
 
     if (params.preview) {
         PREVIEW_SLIDES(slides_ch, slides)

@@ -18,8 +18,6 @@ import nextflow.util.Escape
 class Inputs {
 
     private static final List<String> REQUIRED_COLUMNS = ['sample', 'technology']
-    /** Technologies whose rows need no path, for their transcripts are all there is. */
-    private static final List<String> WITHOUT_PATH = ['transcripts']
     /** A metadata column this similar to a parameter's name is probably meant to be one. */
     private static final double NEARLY = 0.85
     private static final String SHIPPED_MODEL = 'nuclei'
@@ -119,7 +117,8 @@ class Inputs {
             def files = properties.findAll { _name, property -> property.format == 'file-path' }.collectEntries { name, _property ->
                 [name, own[name] ? (name in row.overrides ? sheetFolder : launchDir as Path).resolve(own[name]).normalize() : []]
             }
-            slide(row, own, known, weights, errors) + files
+            cannotBeSegmented(row, own, known.transcript_methods, schema, errors)
+            slide(row, own, known, weights) + files
         }
         return errors ? [] : slides
     }
@@ -442,9 +441,11 @@ class Inputs {
         }
 
         def source = cells.path ?: ''
-        if (!source.trim() && !(technology in WITHOUT_PATH)) {
-            errors << error('path-missing', "${where}: path is empty")
+        def alone = technology in fields.technology.without_image // its transcripts are all there is
+        if (!source.trim() && !(alone && cells.transcripts?.trim())) {
+            errors << error('path-missing', "${where}: ${alone ? 'path and transcripts are' : 'path is'} empty")
         }
+        if (alone && !source.trim()) source = cells.transcripts ?: ''
         def files = [:]
         fields.findAll { _name, field -> field.format == 'path' }.keySet().each { column ->
             def written = cells.remove(column) ?: ''
@@ -519,15 +520,36 @@ class Inputs {
 
     // -------------------------------------------------------------------------------------------------------------- slides
 
-    private static Map slide(Map row, Map own, Map schema, Closure weights, List<Map> errors) {
+    /** The methods of a slide, the chosen one first, then those compared with it; a chain's are joined by a plus. */
+    private static List<String> methods(Map own) {
+        return ([own.segmentation.replace(',', '+')] + (own.compare ?: [])).unique()
+    }
+
+    /** What is asked of a slide and cannot be had of it. */
+    private static void cannotBeSegmented(Map row, Map own, List<String> ofTranscripts, Map schema, List<Map> errors) {
+        def where = "sample \"${row.sample}\""
+        if (own.compare && methods(own).size() == 1) {
+            errors << error('compare-nothing', "${where}: compare names only the chosen method, ${own.segmentation}", 'name another one, or leave compare out')
+        }
+        if (!(row.technology in schema.items.properties.technology.without_image)) return
+        methods(own).each { chain ->
+            def first = chain.tokenize('+')[0]
+            if (first == 'vendor' && !row.files.prior_cells) {
+                errors << error('segmentation-no-cells', "${where}: technology ${row.technology} has no cells of the machine for ${chain}",
+                    'give prior_cells, or choose another method')
+            }
+            else if (first != 'vendor' && !(first in ofTranscripts)) {
+                errors << error('segmentation-no-image', "${where}: technology ${row.technology} has no image for ${chain}",
+                    "set segmentation to ${ofTranscripts.join(' or ')}, or with prior_cells to vendor")
+            }
+        }
+    }
+
+    private static Map slide(Map row, Map own, Map schema, Closure weights) {
         // 'cellpose+proseg': a method for the image, whose cells are the prior of one for the transcripts; or one of them.
         def moleculesOf = { chain -> chain.tokenize('+').find { method -> method in schema.transcript_methods } ?: '' }
         def imageOf = { chain -> chain.tokenize('+').find { method -> method != moleculesOf(chain) } ?: '' }
-        def chosen = own.segmentation.replace(',', '+')
-        def methods = ([chosen] + (own.compare ?: [])).unique()
-        if (own.compare && methods.size() == 1) {
-            errors << error('compare-nothing', "sample \"${row.sample}\": compare names only the chosen method, ${own.segmentation}", 'name another one, or leave compare out')
-        }
+        def methods = methods(own)
         def images = methods.collect(imageOf).findAll().unique()
         def stages = stages(schema)
         def byMethod = (methods + images).unique().collectEntries { method ->
@@ -545,7 +567,7 @@ class Inputs {
         }
         def files = ['path', 'transcripts', 'prior_cells', 'truth'].collectEntries { column -> [column, row.files[column] ?: []] }
         return [id: row.sample, technology: row.technology] + files + [source: row.source, metadata: row.metadata] +
-            [methods: methods, images: images, by_method: byMethod] + byMethod[chosen].subMap(['settings', 'weights'])
+            [methods: methods, images: images, by_method: byMethod] + byMethod[methods[0]].subMap(['settings', 'weights'])
     }
 
     /** The model's file or folder, where the parameter names one: relative to the sheet if it stands there, else to where the run started. */

@@ -4,15 +4,15 @@ process CONVERT {
     label 'env_core'
 
     input:
-    tuple val(meta), val(settings), path(slide, stageAs: 'slide/*'), path(transcripts, stageAs: 'transcripts/*')
+    tuple val(meta), val(settings), path(slide, stageAs: 'slide/*'), path(transcripts, stageAs: 'transcripts/*'), path(prior, stageAs: 'prior/*')
 
     output:
     tuple val(meta), path("${meta.id}.raw.zarr", type: 'dir', arity: '1'), emit: store
 
     script:
-    def table = transcripts ? "--transcripts ${transcripts}" : ''
+    def files = [transcripts: transcripts, 'prior-cells': prior].findAll { _name, file -> file }.collect { name, file -> "--${name} ${file}" }.join(' ')
     """
-    convert.py ${slide} ${table} --sample ${meta.id} --output ${meta.id}.raw.zarr --settings '${settings}'
+    convert.py ${slide ?: ''} ${files} --sample ${meta.id} --output ${meta.id}.raw.zarr --settings '${settings}'
     """
 
     stub:

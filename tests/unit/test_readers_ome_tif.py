@@ -19,7 +19,7 @@ from cellquilt.core.store import Store
 from cellquilt.readers import convert_slide, reader_of
 from cellquilt.readers.base import project
 from cellquilt.readers.tiff import TiffImage, unique_names
-from cellquilt.readers.transcripts import TranscriptTable, is_control_name
+from cellquilt.readers.transcript_table import TranscriptTable, is_control_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -439,7 +439,7 @@ def test_the_shared_table_is_read_by_its_own_names(shared_data, image) -> None:
 
 
 def test_batches_number_rows_on_and_types_come_from_all_of_them(image, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("cellquilt.readers.transcripts._BLOCK_BYTES", 2000)
+    monkeypatch.setattr("cellquilt.readers.transcript_table._BLOCK_BYTES", 2000)
     n = 1000
     lines = [f"{k / 4},{k},g{k % 7},{'' if k < 500 else 'late'}" for k in range(n)]
     table = write_table(tmp_path / "t.csv", "x,y,gene,note\n" + "\n".join(lines))

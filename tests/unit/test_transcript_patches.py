@@ -447,13 +447,13 @@ def test_prior_from_a_label_image(tmp_path, monkeypatch, kind, tile):
 
 def test_auto_takes_cells_then_nuclei_then_what_the_machine_says(tmp_path):
     column = pa.array(["a"] * 1200)
-    names = ["cell_boundaries", "nucleus_boundaries", "vendor_cells"]
-    for k in range(4):
+    names = ["cell_boundaries", "nucleus_boundaries", "prior_cells", "vendor_cells"]
+    for k in range(5):
         folder = tmp_path / str(k)
         path = make_store(folder, transcripts(1200, vendor_cell_id=column), {name: circles() for name in names[k:]})
         slide = Store(path)
         prior = find_prior(slide, slide.element("points", "transcripts"))
-        assert prior.name == ["cell_boundaries", "nucleus_boundaries", "vendor_cell_id", "vendor_cell_id"][k]
+        assert prior.name == [*names[:3], "vendor_cell_id", "vendor_cell_id"][k]
     path = make_store(tmp_path / "last", transcripts(1200), {"vendor_cells": circles()})
     assert find_prior(Store(path), Store(path).element("points", "transcripts")).name == "vendor_cells"
     path = make_store(tmp_path / "none", transcripts(1200))

@@ -22,7 +22,8 @@ _overwrite = click.option("--overwrite", is_flag=True, help="Replace what stands
 @click.argument("slide", type=_PATH, required=False)
 @click.option("--technology", help="The machine.")
 @click.option("--sample", help="The sample's name; default: the output's name.")
-@click.option("--transcripts", type=_PATH, help="Table of transcripts beside an image.")
+@click.option("--transcripts", type=_PATH, help="Table of transcripts, beside an image or alone.")
+@click.option("--prior-cells", type=_PATH, help="GeoParquet or GeoJSON of cells to start from.")
 @click.option("-o", "--output", "--sdata-path", type=_PATH, help="The store to make; default: beside the slide.")
 @_overwrite
 @settings_options("convert", "resources", extra=("technology", "source"))
@@ -148,8 +149,8 @@ def resolve(paths: tuple[Path, ...], settings: Settings, **arguments: Any) -> No
 @click.command()
 @click.argument("store", type=_PATH)
 @click.option("--cells", type=_PATH, help="Store with cell_boundaries; default: the store itself.")
-@_output
 @click.option("--name", default="", help="Method of the cells, to compare: table_NAME of NAME_boundaries, beside the table.")
+@_output
 @_overwrite
 @settings_options("resources", own="aggregate", extra=("metadata",))
 @click.option("--metadata", hidden=True, help="The sample's metadata.")
@@ -177,8 +178,8 @@ def assemble(**arguments: Any) -> None:
 @click.argument("store", type=_PATH)
 @click.option("--qc", type=_PATH, help="The sample's qc.json; default: computed from the store.")
 @click.option("--truth", type=_PATH, help="Folder with the truth of a simulated slide.")
-@click.option("-o", "--output", type=_PATH, required=True, help="The page to write.")
 @click.option("--comparison", type=_PATH, help="What `cellquilt compare` wrote as JSON.")
+@click.option("-o", "--output", type=_PATH, required=True, help="The page to write.")
 @_overwrite
 @settings_options("resources", own="report")
 def report(**arguments: Any) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cellquilt.core.settings import GROUPS, PRESETS, SETTINGS, TECHNOLOGIES, TRANSCRIPT_METHODS, Setting
+from cellquilt.core.settings import GROUPS, PRESETS, SETTINGS, TECHNOLOGIES, TRANSCRIPT_METHODS, WITHOUT_IMAGE, Setting
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _JSON_TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean", "list": "string"}
@@ -19,7 +19,7 @@ SHEET_COLUMNS: dict[str, tuple[str, str]] = {
     "sample": ("Name of the slide, unique", r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
     "technology": ("The machine", ""),
     "path": ("The machine's folder or the image file; relative paths are relative to the sheet", ""),
-    "transcripts": ("Table of transcripts (CSV, CSV.GZ, Parquet) beside an image", ""),
+    "transcripts": ("Table of transcripts (CSV, CSV.GZ, Parquet), beside an image or all there is", ""),
     "prior_cells": ("GeoParquet or GeoJSON of cells to start from", ""),
     "truth": ("Folder with the truth of a simulated slide, to score against", ""),
 }
@@ -89,7 +89,7 @@ def sheet_schema() -> dict[str, Any]:
         if name in SHEET_FILES:
             entry["format"] = "path"
         properties[name] = entry
-    properties["technology"]["enum"] = list(TECHNOLOGIES)
+    properties["technology"] |= {"enum": list(TECHNOLOGIES), "without_image": list(WITHOUT_IMAGE)}
     return {
         "$schema": _DIALECT,
         "$comment": _GENERATED,

@@ -16,11 +16,20 @@ from typing import Any
 from cellquilt.core.errors import CellquiltError, SeveralErrors, did_you_mean, did_you_mean_file
 from cellquilt.core.log import LOG
 from cellquilt.core.schema import SHEET_COLUMNS, SHEET_FILES
-from cellquilt.core.settings import ALIASES, BY_NAME, TECHNOLOGIES, Settings, Value, check, check_all, methods_of
+from cellquilt.core.settings import (
+    ALIASES,
+    BY_NAME,
+    TECHNOLOGIES,
+    TRANSCRIPT_METHODS,
+    WITHOUT_IMAGE,
+    Settings,
+    Value,
+    check,
+    check_all,
+    methods_of,
+)
 
 _REQUIRED = ("sample", "technology")
-#: Technologies whose rows need no path, for their transcripts are all there is.
-_WITHOUT_PATH = ("transcripts",)
 #: A metadata column this similar to a parameter's name is probably meant to be one.
 _NEARLY = 0.85
 
@@ -109,7 +118,7 @@ def check_input(sheet: Path | str, given: Mapping[str, Any]) -> tuple[list[Row],
     values, parameter_errors = _checked_params(given)
     rows, sheet_errors = _checked_sheet(sheet)
     _raise(parameter_errors + sheet_errors)
-    _raise([error for row in rows for error in _nothing_to_compare(row, Settings({**values, **row.overrides}))])
+    _raise([error for row in rows for error in _cannot_be_segmented(row, Settings({**values, **row.overrides}))])
     return rows, values
 
 
@@ -118,11 +127,21 @@ def _raise(errors: list[CellquiltError]) -> None:
         raise SeveralErrors("input-invalid", "The input has mistakes; nothing was started:", errors)
 
 
-def _nothing_to_compare(row: Row, values: Settings) -> list[CellquiltError]:
-    if not values["compare"] or len(methods_of(values)) > 1:
-        return []
-    message = f'sample "{row.sample}": compare names only the chosen method, {values["segmentation"]}'
-    return [CellquiltError("compare-nothing", message, "name another one, or leave compare out")]
+def _cannot_be_segmented(row: Row, values: Settings) -> Iterator[CellquiltError]:
+    """What is asked of a slide and cannot be had of it."""
+    where, methods = f'sample "{row.sample}"', methods_of(values)
+    if values["compare"] and len(methods) == 1:
+        message = f"{where}: compare names only the chosen method, {values['segmentation']}"
+        yield CellquiltError("compare-nothing", message, "name another one, or leave compare out")
+    for chain in methods if row.technology in WITHOUT_IMAGE else []:
+        first = chain.split("+")[0]
+        if first == "vendor" and row.prior_cells is None:
+            message = f"{where}: technology {row.technology} has no cells of the machine for {chain}"
+            yield CellquiltError("segmentation-no-cells", message, "give prior_cells, or choose another method")
+        elif first not in ("vendor", *TRANSCRIPT_METHODS):
+            message = f"{where}: technology {row.technology} has no image for {chain}"
+            hint = f"set segmentation to {' or '.join(TRANSCRIPT_METHODS)}, or with prior_cells to vendor"
+            yield CellquiltError("segmentation-no-image", message, hint)
 
 
 def _checked_params(given: Mapping[str, Any]) -> tuple[dict[str, Value], list[CellquiltError]]:
@@ -306,8 +325,12 @@ def _row(
         errors.append(CellquiltError("technology-unknown", message, did_you_mean(technology, TECHNOLOGIES)))
 
     source = cells.get("path", "")
-    if not source.strip() and technology not in _WITHOUT_PATH:
-        errors.append(CellquiltError("path-missing", f"{where}: path is empty"))
+    alone = technology in WITHOUT_IMAGE
+    if not source.strip() and not (alone and cells.get("transcripts", "").strip()):
+        missing = "path and transcripts are" if alone else "path is"
+        errors.append(CellquiltError("path-missing", f"{where}: {missing} empty"))
+    if alone and not source.strip():
+        source = cells.get("transcripts", "")
     files: dict[str, Path] = {}
     for column in SHEET_FILES:
         written = cells.pop(column, "")

@@ -32,7 +32,7 @@ UNASSIGNED = ("UNASSIGNED", "-1", "0", "")
 VENDOR_COLUMN = "vendor_cell_id"
 #: Columns by which machines say that a transcript lies in a nucleus, and what they say then (None: not 0 or false).
 _NUCLEUS_COLUMNS = (("overlaps_nucleus", None), ("vendor_in_nucleus", None), ("CellComp", "Nuclear"))
-CELLS, NUCLEI = "cell_boundaries", "nucleus_boundaries"
+CELLS, NUCLEI, GIVEN = "cell_boundaries", "nucleus_boundaries", "prior_cells"
 _TILE_PX = 2048
 
 
@@ -373,7 +373,7 @@ def find_prior(
         if by_image and has_assignment(by_image[0].element("shapes", CELLS)):
             by_image = []  # made from these transcripts: no prior of them
         found = (shapes(CELLS) if by_image else None) or shapes(NUCLEI)
-        return found or column(VENDOR_COLUMN) or shapes("vendor_cells") or NoPrior()
+        return found or shapes(GIVEN) or column(VENDOR_COLUMN) or shapes("vendor_cells") or NoPrior()
     kind, _, rest = name.partition(":")
     sources: dict[str, Callable[[str], Prior | None]] = {"shapes": shapes, "column": column, "labels": labels}
     chosen = {kind: sources[kind]} if kind in sources and rest else sources

@@ -282,9 +282,9 @@ class TranscriptPatches:
     facts
         Numbers for the stage's record: ``n_transcripts`` rows of the slide; ``n_control``, ``n_low_quality`` and
         ``n_without_coordinates`` of them left out (each row once, in that order); ``n_to_segment`` the others;
-        ``n_with_prior`` and ``n_in_nucleus`` of these; ``n_patches``, ``n_bundles``; ``n_sparse_patches`` and the
-        ``n_transcripts_in_sparse_patches``; ``n_full_patches``, those that hold more than they should because they
-        are too narrow to cut; ``prior``.
+        ``n_with_prior`` and ``n_in_nucleus`` of these, in ``n_prior_with_transcripts`` prior cells; ``n_patches``,
+        ``n_bundles``; ``n_sparse_patches`` and the ``n_transcripts_in_sparse_patches``; ``n_full_patches``, those that
+        hold more than they should because they are too narrow to cut; ``prior``.
     """
 
     bundles: list[Path]
@@ -397,6 +397,7 @@ def _facts(
     limit = cutting.transcripts_per_patch if cutting.width_um is None else np.inf
     return {
         **source.numbers,
+        "n_prior_with_transcripts": int(source.used[1:].sum()),
         "n_patches": attributes["n_patches"],
         "n_bundles": attributes["n_bundles"],
         "n_sparse_patches": len(sparse),
@@ -418,6 +419,7 @@ class _Source:
     grid: CountGrid = field(default_factory=CountGrid)
     names: GeneNames = field(default_factory=GeneNames)
     numbers: dict[str, int] = field(default_factory=dict)
+    used: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, dtype=bool))  # prior cells with a transcript
 
     def look(self) -> CountGrid:
         """The first pass: where the transcripts are, which genes and which prior cells there are."""
@@ -431,6 +433,7 @@ class _Source:
         self.numbers = {"n_transcripts": int(left_out.sum())}
         self.numbers |= {f"n_{REASONS[k]}": int(left_out[k]) for k in range(1, len(REASONS))}
         self.numbers |= {"n_to_segment": int(left_out[0]), "n_with_prior": 0, "n_in_nucleus": 0}
+        self.used = np.zeros(self.prior.n_cells + 1, dtype=bool)
         return self.grid
 
     def columns(self, *, count: bool) -> Iterator[dict[str, NDArray[Any]]]:
@@ -450,6 +453,7 @@ class _Source:
             }
             if count:
                 self.numbers["n_with_prior"] += int((columns["prior_cell"] > 0).sum())
+                self.used[columns["prior_cell"]] = True
                 self.numbers["n_in_nucleus"] += int(columns["in_nucleus"].sum())
             yield columns
 

@@ -18,7 +18,7 @@ import numpy as np
 from cellquilt.core.errors import CellquiltError, did_you_mean
 from cellquilt.core.log import LOG
 from cellquilt.core.settings import TECHNOLOGIES, Settings
-from cellquilt.core.transforms import Affine
+from cellquilt.core.transforms import GLOBAL, MICRONS, Affine, identity
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -126,11 +126,14 @@ class Reader:
         For people.
     open
         Checks the files and returns the streams.
+    needs_path
+        Whether there must be a folder or file; else a table of transcripts stands in for it.
     """
 
     technology: str
     title: str
     open: Callable[[Request], Slide]
+    needs_path: bool = True
 
 
 def reader_of(technology: str) -> Reader:
@@ -154,6 +157,7 @@ def convert_slide(
     technology: str | None,
     sample: str | None = None,
     transcripts: Path | str | None = None,
+    prior_cells: Path | str | None = None,
     output: Path | str | None = None,
     settings: Mapping[str, Any] | None = None,
     source: str | None = None,
@@ -170,7 +174,9 @@ def convert_slide(
     sample
         The sample's name; default: the output's.
     transcripts
-        Table of transcripts beside an image.
+        Table of transcripts beside an image, or all there is.
+    prior_cells
+        GeoParquet or GeoJSON of cells to start from: the shapes element ``prior_cells``.
     output
         The store to make; default: beside the slide.
     settings
@@ -189,32 +195,42 @@ def convert_slide(
     ------
     CellquiltError
         ``technology-missing``, ``technology-unknown``, ``slide-missing``, ``slide-not-found``,
-        ``transcripts-not-found``, ``image-not-finite``, and those of the reader.
+        ``transcripts-not-found``, ``prior-cells-not-found``, ``image-not-finite``, and those of the reader.
     """
     from cellquilt.core.points import PointsWriter
     from cellquilt.core.record import Record
     from cellquilt.core.shapes import write_shapes
     from cellquilt.core.store import new_store
+    from cellquilt.readers.prior_cells import read_prior_cells
 
     settings = Settings() if settings is None else settings
     if not technology:
         raise CellquiltError("technology-missing", "no technology given", f"one of {', '.join(TECHNOLOGIES)}")
     reader = reader_of(technology)
-    if slide is None or not str(slide):
-        raise CellquiltError("slide-missing", f"no path given; {reader.title} needs one", "name its folder or file")
-    slide = Path(slide)
+    slide, transcripts, prior_cells = (
+        Path(path) if path is not None and str(path) else None for path in (slide, transcripts, prior_cells)
+    )
+    if slide is None and not reader.needs_path:
+        slide, transcripts = transcripts, None
+    if slide is None:
+        what = "no path given" if reader.needs_path else "no table of transcripts given"
+        raise CellquiltError("slide-missing", f"{what}; {reader.title} needs one", "name its folder or file")
     name = source or slide.name
-    transcripts = None if transcripts is None else Path(transcripts)
     if not slide.exists():
         raise CellquiltError("slide-not-found", f"{source or slide} does not exist", "check the path")
-    if transcripts is not None and not transcripts.is_file():
-        raise CellquiltError("transcripts-not-found", f"{transcripts} does not exist or is no file", "check the path")
+    for file, what in ((transcripts, "transcripts"), (prior_cells, "prior-cells")):
+        if file is not None and not file.is_file():
+            raise CellquiltError(f"{what}-not-found", f"{file} does not exist or is no file", "check the path")
     output = slide.with_name(f"{slide.name}.zarr") if output is None else Path(output)
     sample = sample or output.name.removesuffix(".zarr").removesuffix(".raw")
     parameters = settings.of_stage("convert") if isinstance(settings, Settings) else dict(settings)
     record = Record("convert", sample, {"technology": technology, **parameters})
     with ExitStack() as resources, new_store(output, sample=sample, overwrite=overwrite) as store:
         opened = reader.open(Request(slide, transcripts, settings, name, resources))
+        if prior_cells is not None:
+            frame = _frame(opened, str(settings["prior_cells_unit"]))
+            opened.inputs.append(prior_cells)
+            opened.shapes["prior_cells"] = lambda: read_prior_cells(prior_cells, frame)
         for element, image in opened.images.items():
             _write_image(store.new_element("images", element), image, settings, sample)
         for element, points in opened.points.items():
@@ -231,6 +247,17 @@ def convert_slide(
         store.annotate(technology=technology, source=name, inputs=[describe_file(path) for path in opened.inputs])
         store.add_record(record.finish())
     return output
+
+
+def _frame(slide: Slide, unit: str) -> dict[str, Affine]:
+    """Coordinate systems of outlines in µm, or in pixels of the main image."""
+    if slide.images:
+        to_um = next(iter(slide.images.values())).transforms[MICRONS]
+    else:
+        to_um = np.linalg.inv(next(iter(slide.points.values())).transforms[GLOBAL])
+    if unit == "px":
+        return {GLOBAL: identity(), MICRONS: to_um}
+    return {MICRONS: identity(), GLOBAL: np.linalg.inv(to_um)}
 
 
 def _write_image(element: Path, image: ImageSource, settings: Mapping[str, Any], sample: str) -> None:

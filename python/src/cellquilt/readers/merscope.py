@@ -20,7 +20,7 @@ from cellquilt.core.shapes import ShapesTable
 from cellquilt.core.transforms import GLOBAL, MICRONS, Affine, identity
 from cellquilt.readers.base import ImageSource, PointsSource, Reader, Request, Slide, choose_planes, project
 from cellquilt.readers.tiff import TiffImage, unique_names
-from cellquilt.readers.transcripts import TranscriptTable
+from cellquilt.readers.transcript_table import TranscriptTable
 
 IMAGE, TRANSCRIPTS, CELLS = "morphology", "transcripts", "vendor_cells"
 _TRANSFORM = "micron_to_mosaic_pixel_transform.csv"

@@ -7,7 +7,7 @@ from cellquilt.core.log import LOG
 from cellquilt.core.transforms import GLOBAL, MICRONS, identity
 from cellquilt.readers.base import ImageSource, PointsSource, Reader, Request, Slide, choose_planes, project
 from cellquilt.readers.tiff import TiffImage
-from cellquilt.readers.transcripts import TranscriptTable
+from cellquilt.readers.transcript_table import TranscriptTable
 
 IMAGE, TRANSCRIPTS = "image", "transcripts"
 

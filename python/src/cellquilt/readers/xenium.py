@@ -28,7 +28,7 @@ from cellquilt.core.shapes import ShapesTable
 from cellquilt.core.transforms import GLOBAL, MICRONS, Affine, identity, scale
 from cellquilt.readers.base import ImageSource, PointsSource, Reader, Request, Slide, choose_planes, project
 from cellquilt.readers.tiff import TiffImage, unique_names
-from cellquilt.readers.transcripts import TranscriptTable
+from cellquilt.readers.transcript_table import TranscriptTable
 
 IMAGE, TRANSCRIPTS, CELLS, NUCLEI = "morphology", "transcripts", "vendor_cells", "vendor_nuclei"
 EXPERIMENT = "experiment.xenium"

@@ -56,7 +56,8 @@ def resolve_slide(
     Parameters
     ----------
     raw
-        The slide's store: its image gives pixel size and extent, its `vendor_cells` the cells of method ``vendor``.
+        The slide's store: its image gives pixel size and extent, its `vendor_cells`, or else the
+        user's `prior_cells`, are the cells of method ``vendor``.
     patch_results
         GeoParquet files of the patches' cells, in any order; of a transcript-based method, its tasks' folders.
     settings
@@ -97,12 +98,17 @@ def resolve_slide(
     else:
         found, facts = _from_patches(store, results, settings)
     order, ids = _numbers(store.name, found.outlines["cell_boundaries"])
-    columns = {name: values[order] for name, values in found.columns.items()}
     _tell(store.name, record, facts, len(ids))
 
     with result_of(store, output, overwrite=overwrite) as delta:
         for name, outlines in sorted(found.outlines.items()):
-            write_outlines(delta.new_element("shapes", name), outlines.take(order), ids, columns, found.transforms)
+            there = np.ones(len(order), dtype=bool)
+            if not isinstance(outlines, PackedPolygons):
+                there = ~shapely.is_missing(outlines[order])
+            columns = {name: values[order[there]] for name, values in found.columns.items()}
+            write_outlines(
+                delta.new_element("shapes", name), outlines.take(order[there]), ids[there], columns, found.transforms
+            )
         delta.add_record(record.finish())
     return output or store.path
 
@@ -114,7 +120,7 @@ class _Found:
     Attributes
     ----------
     outlines
-        Name of the element → (n,) outlines.
+        Name of the element → (n,) outlines; None for cells without a nucleus.
     columns
         Column name → (n,) array, for every element.
     transforms
@@ -282,24 +288,54 @@ def _read_results(
 
 
 def _vendor_cells(store: Store, settings: Settings) -> _Found:
-    """The machine's cells, brought to pixels of the main image."""
-    if not store.has("shapes", "vendor_cells"):
+    """The machine's cells, or those that the user brought, in pixels of the main image; nuclei where it has them."""
+    name = next((name for name in ("vendor_cells", "prior_cells") if store.has("shapes", name)), None)
+    if name is None:
         raise CellquiltError(
             "vendor-cells-missing",
             f"{store.name}: the machine's output holds no cells",
-            "choose another --segmentation, such as cellpose",
+            "choose another --segmentation, such as cellpose, or give prior_cells",
         )
-    table = read_shapes(store.element("shapes", "vendor_cells"))
+    table = read_shapes(store.element("shapes", name))
     if "z_plane" in table.columns:
         table = table.take(table.columns["z_plane"] == _plane(table.columns["z_plane"], store.chosen_z(settings)))
     to_global = table.transforms["global"]
-    geometry = shapely.transform(table.geometry, lambda xy: apply(to_global, xy))
     try:
         transforms, _ = _image_frame(store)
     except CellquiltError:
-        transforms = {"global": np.eye(3), "microns": np.linalg.inv(to_global)}
-    columns = {"vendor_id": table.ids}
-    return _Found({"cell_boundaries": np.asarray(geometry, dtype=object)}, columns, transforms)
+        transforms = {"global": np.eye(3), "microns": table.transforms["microns"] @ np.linalg.inv(to_global)}
+    outlines: dict[str, NDArray[np.object_] | PackedPolygons] = {"cell_boundaries": _in_global(table)}
+    if name == "vendor_cells" and store.has("shapes", "vendor_nuclei"):
+        nuclei = read_shapes(store.element("shapes", "vendor_nuclei"))
+        outlines["nucleus_boundaries"] = _nuclei_of(table, nuclei, _in_global(nuclei))
+    return _Found(outlines, {"vendor_id": table.ids}, transforms)
+
+
+def _in_global(table: ShapesTable) -> NDArray[np.object_]:
+    to_global = table.transforms["global"]
+    return np.asarray(shapely.transform(table.geometry, lambda xy: apply(to_global, xy)), dtype=object)
+
+
+def _nuclei_of(cells: ShapesTable, nuclei: ShapesTable, outlines: NDArray[np.object_]) -> NDArray[np.object_]:
+    """(n_cells,) the nucleus of each cell, None where it has none; several are one outline of several parts."""
+    found = np.full(len(cells), None, dtype=object)
+    names = np.asarray(cells.columns.get("entity_id", cells.ids)).astype(str)
+    of = np.asarray(nuclei.columns.get("entity_id", nuclei.ids)).astype(str)
+    by_name = np.argsort(names, kind="stable")
+    place = np.minimum(np.searchsorted(names[by_name], of), max(len(names) - 1, 0))
+    known = names[by_name][place] == of if len(names) else np.zeros(len(of), dtype=bool)
+    cell, outlines = by_name[place[known]], outlines[known]
+    first = np.unique(cell, return_index=True)[1]
+    found[cell[first]] = outlines[first]
+    further = np.setdiff1d(np.arange(len(cell)), first)
+    if further.size:
+        several = np.unique(cell[further])
+        parts = np.flatnonzero(np.isin(cell, several))
+        parts = parts[np.argsort(cell[parts], kind="stable")]
+        polygons, owner = shapely.get_parts(outlines[parts], return_index=True)
+        group = np.searchsorted(several, cell[parts][owner])
+        found[several] = shapely.make_valid(shapely.multipolygons(polygons, indices=group))
+    return found
 
 
 def _plane(planes: np.ndarray, z: str) -> int:

@@ -261,6 +261,11 @@ def _log_patches(sample: str, facts: dict[str, Any]) -> None:
         )
     if prior["n_cells"] and not facts["n_with_prior"]:
         LOG.warning("%s: no transcript lies in a prior cell of %s", sample, prior["name"])
+    elif facts["n_prior_with_transcripts"] < prior["n_cells"] / 2:
+        LOG.warning(
+            "%s: only %d of %d prior cells of %s hold a transcript; are they in the right unit and place?",
+            sample, facts["n_prior_with_transcripts"], prior["n_cells"], prior["name"],
+        )  # fmt: skip
 
 
 def tissue_of(store: Store) -> "Tissue | None":
