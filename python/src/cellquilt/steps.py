@@ -142,12 +142,17 @@ def aggregate(
     *,
     average_intensities: bool | None = None,
     count_z: str | None = None,
+    bins_key: str | None = None,
+    bins_rule: str | None = None,
+    bins_expand_um: float | None = None,
     min_transcripts: int | None = None,
     min_cell_area_um2: float | None = None,
     max_cell_area_um2: float | None = None,
     drop_failed: bool | None = None,
 ) -> None:
     """Count transcripts and measure channels in cells: the table ``table``, and ``cell_id`` of each transcript.
+
+    Of bins, the labels ``bins_cells`` say which cell each belongs to.
 
     Parameters
     ----------
@@ -157,6 +162,12 @@ def aggregate(
         Measure mean, minimum and maximum of every channel in every cell (default yes).
     count_z
         ``all`` planes' transcripts, or those of the ``same`` plane that was segmented.
+    bins_key
+        Table of bins to count instead of transcripts (docs/bins.md); default: ``bins``, where there are no transcripts.
+    bins_rule
+        The cell of a bin: ``centre``, the one that its centre lies in, or ``overlap``, the one that covers most of it.
+    bins_expand_um
+        Bins in no cell are counted in the nearest one within this distance (µm).
     min_transcripts, min_cell_area_um2, max_cell_area_um2
         Cells outside fail QC: they are marked in ``passes_qc`` and ``qc_reason``.
     drop_failed
@@ -174,6 +185,9 @@ def aggregate(
         {
             "average_intensities": average_intensities,
             "count_z": count_z,
+            "bins_key": bins_key,
+            "bins_rule": bins_rule,
+            "bins_expand_um": bins_expand_um,
             "min_transcripts": min_transcripts,
             "min_cell_area_um2": min_cell_area_um2,
             "max_cell_area_um2": max_cell_area_um2,
@@ -194,7 +208,7 @@ def compare(
     truth: "str | Path | None" = None,
     overwrite: bool = False,
 ) -> "ComparisonTable":
-    """Compare methods with the one whose cells are ``cell_boundaries``: the tables ``table_<method>``, and their measures.
+    """Compare methods with the one whose cells are ``cell_boundaries``: tables ``table_<method>``, and their measures.
 
     A method that has not been compared yet is run first, as the pipeline's ``--compare`` does it: from the machine's
     output, with what earlier steps were told. It leaves ``<method>_boundaries`` and ``table_<method>`` (``+`` is ``_``
@@ -205,11 +219,11 @@ def compare(
     sdata
         A slide with ``cell_boundaries``.
     methods
-        Names of methods, such as ``vendor``, or of chains, such as ``cellpose+proseg``; a list, or by commas. Default: those
-        that were compared before.
+        Names of methods, such as ``vendor``, or of chains, such as ``cellpose+proseg``; a list, or by commas. Default:
+        those that were compared before.
     markers
-        File of pairs of genes that no cell expresses together (CSV with the columns ``gene_a, gene_b``). Default: found on
-        the slide.
+        File of pairs of genes that no cell expresses together (CSV with the columns ``gene_a, gene_b``). Default:
+        found on the slide.
     reference
         Mean expression of cell types (CSV or h5ad) to take such pairs from, without `markers`.
     truth

@@ -53,13 +53,16 @@ class Counts:
     matrix
         (n_cells, n_genes) int32 CSR with sorted indices and no stored zeros.
     genes
-        Names of the columns, sorted: all genes that occur as something else than a control, counted or not.
+        Names of the columns, sorted: all genes that occur as something else than a control, counted or not; of bins
+        those of their table, in its order.
     n_control
         (n_cells,) int64, controls in each cell that pass the quality threshold.
     expected
         (n_cells, n_genes) float32 CSR of expected counts, where the segmentation method has them.
     qc
         Numbers for `qc.json`; see `TranscriptCounter`.
+    columns
+        Name → (n_cells,) further columns of the cell table.
     """
 
     matrix: "csr_matrix"
@@ -67,6 +70,7 @@ class Counts:
     n_control: NDArray[np.int64]
     expected: "csr_matrix | None" = None
     qc: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, NDArray] = field(default_factory=dict)
 
 
 class TranscriptCounter:

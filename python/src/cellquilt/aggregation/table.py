@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 REGION_KEY = "region"
 INSTANCE_KEY = "cell_id"
-_OWN_COLUMNS = ("cell_id", "sample", "region", "area_um2", "passes_qc", "qc_reason", "n_control")
+_OWN_COLUMNS = (
+    *("cell_id", "sample", "region", "area_um2", "passes_qc", "qc_reason", "n_control"),
+    *("n_bins", "bins_area_um2"),
+)
 
 
 @dataclass
@@ -88,8 +91,8 @@ def build_table(
     -------
     CellTable
         ``adata.X`` is int32 CSR; obs names are the cells' ids; obs has ``cell_id, sample, region, area_um2, passes_qc,
-        qc_reason, n_control`` and the metadata; ``obsm["spatial"]`` the centroids in µm (n, 2);
-        ``layers["expected"]`` the expected counts, if there are any (float32 CSR). It annotates `region` for
+        qc_reason, n_control``, the counts' ``columns`` and the metadata; ``obsm["spatial"]`` the centroids in µm
+        (n, 2); ``layers["expected"]`` the expected counts, if there are any (float32 CSR). It annotates `region` for
         spatialdata, unless it has no rows.
 
     Raises
@@ -191,7 +194,8 @@ def _rows_of(counts: Counts | None, kept: NDArray[np.bool_]) -> Counts | None:
     # Genes stay, also those that no cell is left with: the columns tell what was measured.
     rows = np.flatnonzero(kept)
     expected = None if counts.expected is None else counts.expected[rows]
-    return Counts(counts.matrix[rows], counts.genes, counts.n_control[kept], expected, counts.qc)
+    columns = {name: values[kept] for name, values in counts.columns.items()}
+    return Counts(counts.matrix[rows], counts.genes, counts.n_control[kept], expected, counts.qc, columns)
 
 
 def _channels_of(channels: ChannelTable | None, kept: NDArray[np.bool_]) -> ChannelTable | None:
@@ -229,6 +233,7 @@ def _anndata(
             "passes_qc": reasons == "",
             "qc_reason": pd.Categorical(reasons, categories=pd.Index(sorted({"", *reasons.tolist()}), dtype=object)),
             "n_control": np.zeros(n, dtype=np.int64) if counts is None else counts.n_control,
+            **({} if counts is None else counts.columns),
         },
         index=index,
     )
@@ -244,6 +249,7 @@ def _anndata(
         var=pd.DataFrame(index=pd.Index(genes, dtype=object)),
         uns={"spatialdata_attrs": annotation} if n else {},
     )
+    adata.var_names_make_unique()  # bins may come with two genes of one name
     adata.obsm["spatial"] = centroids
     if counts is not None and counts.expected is not None:
         adata.layers["expected"] = counts.expected

@@ -7,7 +7,7 @@ into a store that it was given; `assemble` makes the published store from the ra
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -306,20 +306,27 @@ def _check(store: Store) -> None:
     import numpy as np
     import spatialdata
 
+    from cellquilt.core.bins import bins_tables, read_bins
     from cellquilt.core.shapes import ShapesFile
 
+    bins = bins_tables(store)
+    for name in bins:
+        read_bins(store, name)
+    left_out = {name for name, n_bytes in bins.items() if n_bytes > _WHOLE_BYTES}
     try:
-        with _readable_at_once(store) as path:
+        with _readable_at_once(store, left_out) as path:
             sdata = spatialdata.read_zarr(path)
     except Exception as error:  # whatever spatialdata raises, the store is not one
         raise CellquiltError("assembly-invalid", f"spatialdata cannot read the store: {error}") from error
     for kind in KINDS:
         there, written = sorted(getattr(sdata, kind)), sorted(_members(store.path / kind))
+        if kind == "tables":
+            written = [name for name in written if name not in left_out]
         if there != written:
             raise CellquiltError("assembly-invalid", f"spatialdata reads {kind} {there}, written {written}")
     for name, table in sdata.tables.items():
         annotation = table.uns.get("spatialdata_attrs")
-        if not annotation:
+        if not annotation or name in bins:
             continue
         region = annotation["region"]
         ids = table.obs[annotation["instance_key"]].to_numpy()
@@ -329,16 +336,16 @@ def _check(store: Store) -> None:
 
 
 @contextmanager
-def _readable_at_once(store: Store) -> Iterator[Path]:
+def _readable_at_once(store: Store, left_out: Collection[str]) -> Iterator[Path]:
     """The store itself; if it has shapes too large to read whole, one that differs by only having their first rows.
 
-    All rows of these are decoded here, part by part.
+    All rows of these are decoded here, part by part. The tables in `left_out` are missing in it.
     """
     from cellquilt.core.shapes import ShapesFile
 
     shapes = {name: ShapesFile(store.path / "shapes" / name) for name in _members(store.path / "shapes")}
     large = {name: file for name, file in shapes.items() if file.n_bytes > _WHOLE_BYTES}
-    if not large:
+    if not large and not left_out:
         yield store.path
         return
     for file in large.values():
@@ -346,8 +353,13 @@ def _readable_at_once(store: Store) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=".check-", dir=store.path.parent) as folder:
         probe = Path(folder)
         for entry in store.path.resolve().iterdir():
-            if entry.name != "shapes":
+            if entry.name not in ("shapes", "tables", "zarr.json"):
                 (probe / entry.name).symlink_to(entry)
+        zarr_json.write_group(probe, zarr_json.read_attributes(store.path))  # without a list of all elements
+        (probe / "tables").mkdir()
+        for entry in (store.path.resolve() / "tables").iterdir():
+            if entry.name not in left_out:
+                (probe / "tables" / entry.name).symlink_to(entry)
         for entry in (store.path.resolve() / "shapes").iterdir():
             target = probe / "shapes" / entry.name
             target.parent.mkdir(exist_ok=True)

@@ -112,8 +112,9 @@ def _matrix(entry: Mapping[str, Any]) -> Affine:
             matrix[0, 2], matrix[1, 2] = entry["translation"][x], entry["translation"][y]
         case "affine":
             full = np.asarray(entry["affine"], dtype=np.float64)
-            matrix[0] = full[x, x], full[x, y], full[x, -1]
-            matrix[1] = full[y, x], full[y, y], full[y, -1]
+            outputs = [axis["name"] for axis in entry["output"]["axes"]]  # spatialdata's may be in another order
+            for row, axis in enumerate("xy"):
+                matrix[row] = full[outputs.index(axis)][[x, y, -1]]
         case "sequence":
             for step in entry["transformations"]:
                 matrix = _matrix(step) @ matrix

@@ -244,14 +244,19 @@ def _tissue_area(view: View) -> float | None:
 
 
 def _transcript_numbers(view: View, cells: Cells, tissue_um2: float | None) -> dict[str, Any]:
-    element = view.find("points", "transcripts")
-    if element is None:
+    element, facts = view.find("points", "transcripts"), view.facts("aggregate")
+    if element is None or "n_bins" in facts:
         names = (
             "n_transcripts n_inside_image n_assigned n_in_nucleus n_counted n_countable_inside_image n_control "
             "share_inside_image share_assigned transcripts_per_100um2 control_rate_in_cells control_rate_outside "
             "share_assigned_by_z transcripts_by_z z_unit n_counts_differing"
         )
-        return dict.fromkeys(names.split())
+        numbers = dict.fromkeys(names.split())
+        if "n_bins" in facts:  # the counts of bins are transcripts, of which nothing but the bin is known
+            numbers |= {name: facts[name] for name in ("n_transcripts", "n_assigned", "n_counted", "share_assigned")}
+            numbers["transcripts_per_100um2"] = _ratio(100.0 * facts["n_transcripts"], tissue_um2)
+            numbers["n_counts_differing"] = abs(facts["n_counted"] - int(cells.transcripts.sum()))
+        return numbers
     sums = sum_transcripts(element, view.image_size)
     inside = sums.inside if view.image is not None else None
     return {
