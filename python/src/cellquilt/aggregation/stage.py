@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from cellquilt.aggregation.bins import count_bins
 from cellquilt.aggregation.channels import ChannelTable, measure_outlines
 from cellquilt.aggregation.counts import Counts, TranscriptCounter, count_transcripts, points_with_cells
 from cellquilt.core import zarr_json
 from cellquilt.core.assignment import Assignment, copy_assignment, expected_counts, has_assignment
+from cellquilt.core.bins import BINS_CELLS, Bins, find_bins
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.images import Image, open_image
+from cellquilt.core.labels import write_labels
 from cellquilt.core.log import LOG, progress
 from cellquilt.core.points import PointsWriter, batch_rows, count_points, iter_points, points_columns, points_transforms
 from cellquilt.core.record import Record
@@ -46,7 +49,7 @@ def aggregate_slide(
     Parameters
     ----------
     store
-        The slide: image and transcripts, either may be missing.
+        The slide: image, transcripts or bins; all may be missing.
     settings
         Group ``aggregate``.
     cells
@@ -107,12 +110,16 @@ def aggregate_slide(
         )
 
     has_points = slide.has("points", POINTS)
+    bins = find_bins(slide, settings["bins_key"], otherwise=not has_points)
+    has_points = has_points and bins is None
     fresh = has_points and "cell_id" not in points_columns(slide.element("points", POINTS))
     extends = [("points", POINTS)] if fresh else []
     with result_of(slide, output, overwrite=overwrite, extends=extends) as delta:
         counts = None
         if settings["drop_failed"]:
             # Which cells fail is known after counting; what is published is counted again for the cells that are left.
+            if bins is not None:
+                counts, _ = _count_bins(bins, outlines, settings)
             if has_points:
                 counts = count_transcripts(
                     _batches(slide, settings), _counter(slide, outlines, nuclei, image, said, settings)
@@ -130,6 +137,10 @@ def aggregate_slide(
                 copy_assignment(place, delta.new_element("shapes", "cell_boundaries"), said.rows)
         if has_points:
             counts = _publish_points(slide, delta, outlines, nuclei, image, said, settings)
+        if bins is not None:
+            counts, owners = _count_bins(bins, outlines, settings)
+            write_labels(delta.new_element("labels", BINS_CELLS), owners, bins.transforms)
+        if counts is not None:
             record.facts.update(counts.qc)
         built = table_of(counts, outlines, channels)
         _write_table(delta, built.adata)
@@ -161,6 +172,17 @@ class _Said:
         if self._reader is not None:
             self._reader.finish()
         return expected_counts(self.element, genes, n_cells, self.rows)
+
+
+def _count_bins(bins: Bins, outlines: Outlines, settings: Settings) -> tuple[Counts, np.ndarray]:
+    return count_bins(
+        bins,
+        outlines,
+        rule=settings["bins_rule"],
+        expand_um=settings["bins_expand_um"],
+        memory_mb=settings["memory_mb"],
+        threads=settings["threads"],
+    )
 
 
 def _batches(slide: Store, settings: Settings) -> Iterator[pa.Table]:
