@@ -394,6 +394,7 @@ def _patch_results(
 ) -> "list[Path]":
     """Cut a slide into patches (their element is in ``patches.zarr`` of the folder) and segment them."""
     import importlib
+    from functools import partial
 
     from cellquilt.core.log import progress
     from cellquilt.core.settings import TRANSCRIPT_METHODS
@@ -401,13 +402,12 @@ def _patch_results(
     from cellquilt.segment.stages import patchify_image, patchify_transcripts
 
     folder.mkdir(exist_ok=True)
-    place = {"bundles": folder / "bundles", "output": folder / "patches.zarr"}
+    of_transcripts = method in TRANSCRIPT_METHODS
+    patchify = partial(patchify_transcripts, method=method, cells=cells) if of_transcripts else patchify_image
+    bundles = patchify(store, settings=settings, bundles=folder / "bundles", output=folder / "patches.zarr")
     suffix = "cells.parquet"
-    if method in TRANSCRIPT_METHODS:
-        bundles = patchify_transcripts(store, settings=settings, method=method, cells=cells, **place)
+    if of_transcripts:
         segment_bundle, suffix = importlib.import_module(f"cellquilt.segment.{method}").segment_bundle, "result"
-    else:
-        bundles = patchify_image(store, settings=settings, **place)
     results = []
     for bundle in progress(bundles, method):
         results.append(folder / f"{bundle.stem}.{suffix}")

@@ -1,6 +1,6 @@
 """The aggregate step: transcripts and channels of a slide into its cells."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,14 @@ from cellquilt.aggregation.bins import count_bins
 from cellquilt.aggregation.channels import ChannelTable, measure_outlines
 from cellquilt.aggregation.counts import Counts, TranscriptCounter, count_transcripts, points_with_cells
 from cellquilt.core import zarr_json
-from cellquilt.core.assignment import Assignment, copy_assignment, expected_counts, has_assignment
+from cellquilt.core.assignment import (
+    ASSIGNMENT,
+    Assignment,
+    AssignmentWriter,
+    copy_assignment,
+    expected_counts,
+    has_assignment,
+)
 from cellquilt.core.bins import BINS_CELLS, Bins, find_bins
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.images import Image, open_image
@@ -19,7 +26,7 @@ from cellquilt.core.labels import write_labels
 from cellquilt.core.log import LOG, progress
 from cellquilt.core.points import PointsWriter, batch_rows, count_points, iter_points, points_columns, points_transforms
 from cellquilt.core.record import Record
-from cellquilt.core.settings import Settings
+from cellquilt.core.settings import Settings, element_name
 from cellquilt.core.shapes import copy_shapes
 from cellquilt.core.store import Store, result_of
 from cellquilt.core.transforms import GLOBAL
@@ -33,6 +40,8 @@ if TYPE_CHECKING:
     from cellquilt.aggregation.table import CellTable
 
 POINTS = "transcripts"
+#: Columns of transcripts that counting needs.
+_COUNTED = ("transcript_id", "x", "y", "gene", "is_control", "passes_qv", "z_plane")
 
 
 def aggregate_slide(
@@ -41,6 +50,7 @@ def aggregate_slide(
     settings: Settings,
     cells: Path | None = None,
     metadata: Mapping[str, str] | None = None,
+    name: str = "",
     output: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -56,6 +66,10 @@ def aggregate_slide(
         Store with ``cell_boundaries``; None takes the slide's own.
     metadata
         Columns of the sheet that are no settings; they go into ``obs``.
+    name
+        Method that made the cells, where it is compared with the one whose cells are the slide's: the result then is
+        the table ``table_<name>``, and ``<name>_boundaries`` that say themselves which transcripts are in them
+        (`core.assignment`), and no transcripts.
     output
         Delta store to make; None adds the elements to `store`.
     overwrite
@@ -84,9 +98,10 @@ def aggregate_slide(
     place = source.element("shapes", "cell_boundaries")
     outlines = Outlines(place)
     nuclei = None
-    if source.has("shapes", "nucleus_boundaries"):
+    if source.has("shapes", "nucleus_boundaries") and not name:
         nuclei = Outlines(source.element("shapes", "nucleus_boundaries"))
     said = _Said(place, len(outlines)) if has_assignment(place) else None
+    region = f"{element_name(name)}_boundaries" if name else "cell_boundaries"
     image = open_image(slide.path) if slide.names("images") else None
     channels = None
     if image is not None and settings["average_intensities"]:
@@ -103,6 +118,7 @@ def aggregate_slide(
             channels,
             statistics=("mean", "min", "max"),
             metadata=metadata,
+            region=region,
             min_transcripts=settings["min_transcripts"],
             min_area_um2=settings["min_cell_area_um2"],
             max_area_um2=settings["max_cell_area_um2"],
@@ -113,7 +129,7 @@ def aggregate_slide(
     bins = find_bins(slide, settings["bins_key"], otherwise=not has_points)
     has_points = has_points and bins is None
     fresh = has_points and "cell_id" not in points_columns(slide.element("points", POINTS))
-    extends = [("points", POINTS)] if fresh else []
+    extends = [("points", POINTS)] if fresh and not name else []
     with result_of(slide, output, overwrite=overwrite, extends=extends) as delta:
         counts = None
         if settings["drop_failed"]:
@@ -128,26 +144,39 @@ def aggregate_slide(
             record.facts["dropped_by_reason"] = first.failed
             paired = nuclei is not None and np.isin(nuclei.ids, outlines.ids).all()
             outlines, channels = outlines.take(first.kept), None if channels is None else channels.take(first.kept)
-            copy_shapes(place, delta.new_element("shapes", "cell_boundaries"), outlines.kept)
             if nuclei is not None and paired:  # others are of another method, whose cells these are not
                 nuclei = nuclei.take(np.isin(nuclei.ids, outlines.ids))
                 copy_shapes(nuclei.element, delta.new_element("shapes", "nucleus_boundaries"), nuclei.kept)
             if said is not None:
                 said.keep(first.kept)
-                copy_assignment(place, delta.new_element("shapes", "cell_boundaries"), said.rows)
+        if settings["drop_failed"] or name:
+            copy_shapes(place, delta.new_element("shapes", region), outlines.kept)
+            if said is not None and not name:
+                copy_assignment(place, delta.new_element("shapes", region), said.rows)
         if has_points:
-            counts = _publish_points(slide, delta, outlines, nuclei, image, said, settings)
+            counter = _counter(slide, outlines, nuclei, image, said, settings)
+            if name:
+                _publish_assignment(slide, delta.new_element("shapes", region), counter, settings)
+            else:
+                _publish_points(slide, delta, outlines.ids, counter, settings)
+            counts = counter.finish()
+            if said is not None:
+                counts.expected = said.expected(counts.genes, len(outlines))
         if bins is not None:
             counts, owners = _count_bins(bins, outlines, settings)
-            write_labels(delta.new_element("labels", BINS_CELLS), owners, bins.transforms)
+            labels = f"{element_name(name)}_{BINS_CELLS}" if name else BINS_CELLS
+            write_labels(delta.new_element("labels", labels), owners, bins.transforms)
         if counts is not None:
             record.facts.update(counts.qc)
         built = table_of(counts, outlines, channels)
-        _write_table(delta, built.adata)
+        _write_table(delta, built.adata, f"table_{element_name(name)}" if name else "table")
         n_pass = int(built.adata.obs["passes_qc"].sum())
         record.facts.update(n_cells=len(outlines), n_cells_pass=n_pass, failed_by_reason=built.failed)
-        delta.add_record(record.finish())
-    LOG.info("%s: %d cells, %d pass QC", slide.name, len(outlines), n_pass)
+        if name:
+            delta.add_compared({name: [*source.records, record.finish()]})
+        else:
+            delta.add_record(record.finish())
+    LOG.info("%s: %d cells%s, %d pass QC", slide.name, len(outlines), f" by {name}" if name else "", n_pass)
     return output or slide.path
 
 
@@ -185,11 +214,11 @@ def _count_bins(bins: Bins, outlines: Outlines, settings: Settings) -> tuple[Cou
     )
 
 
-def _batches(slide: Store, settings: Settings) -> Iterator[pa.Table]:
-    """The transcripts as they were before: what an earlier run added is made anew."""
+def _batches(slide: Store, settings: Settings, only: Collection[str] = ()) -> Iterator[pa.Table]:
+    """The transcripts as they were before: what an earlier run added is made anew. All columns, or `only` some."""
     element = slide.element("points", POINTS)
     added = ("cell_id", "in_nucleus") if any(record["stage"] == "aggregate" for record in slide.records) else ()
-    columns = [name for name in points_columns(element) if name not in added]
+    columns = [name for name in points_columns(element) if name not in added and (not only or name in only)]
     return iter_points(element, columns, batch_rows(settings["memory_mb"]))
 
 
@@ -232,33 +261,32 @@ def _planes(slide: Store, settings: Settings) -> list[int] | None:
 
 
 def _publish_points(
-    slide: Store,
-    delta: Store,
-    outlines: Outlines,
-    nuclei: Outlines | None,
-    image: Image | None,
-    said: _Said | None,
-    settings: Settings,
-) -> Counts:
+    slide: Store, delta: Store, ids: np.ndarray, counter: TranscriptCounter, settings: Settings
+) -> None:
     """Write every transcript with its cell, and count on the way."""
-    counter = _counter(slide, outlines, nuclei, image, said, settings)
     transforms = points_transforms(slide.element("points", POINTS))
-    total = count_points(slide.element("points", POINTS))
     with PointsWriter(delta.new_element("points", POINTS), transforms) as writer:
-        batches = points_with_cells(_batches(slide, settings), counter, outlines.ids)
-        for batch in progress(batches, "transcripts", -(-total // batch_rows(settings["memory_mb"]))):
+        for batch in _in_view(slide, points_with_cells(_batches(slide, settings), counter, ids), settings):
             writer.write(batch)
-    counts = counter.finish()
-    if said is not None:
-        counts.expected = said.expected(counts.genes, len(outlines))
-    return counts
 
 
-def _write_table(delta: Store, table: "AnnData") -> None:
+def _publish_assignment(slide: Store, element: Path, counter: TranscriptCounter, settings: Settings) -> None:
+    """Have the cells' element say which transcripts are in them, and count on the way."""
+    with AssignmentWriter(element / ASSIGNMENT) as writer:
+        for batch in _in_view(slide, _batches(slide, settings, _COUNTED), settings):
+            writer.write(batch.column("transcript_id").to_numpy().astype(np.uint64), counter.add(batch).cell)
+
+
+def _in_view(slide: Store, batches: Iterator[pa.Table], settings: Settings) -> Iterator[pa.Table]:
+    total = count_points(slide.element("points", POINTS))
+    return progress(batches, "transcripts", -(-total // batch_rows(settings["memory_mb"])))
+
+
+def _write_table(delta: Store, table: "AnnData", name: str) -> None:
     """Write the table as spatialdata's own writer does."""
     import warnings
 
-    element = delta.new_element("tables", "table")
+    element = delta.new_element("tables", name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table.write_zarr(element)

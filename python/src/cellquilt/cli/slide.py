@@ -149,7 +149,7 @@ def resolve(paths: tuple[Path, ...], settings: Settings, **arguments: Any) -> No
 @click.command()
 @click.argument("store", type=_PATH)
 @click.option("--cells", type=_PATH, help="Store with cell_boundaries; default: the store itself.")
-@click.option("--name", default="", help="Method of the cells, to compare: table_NAME of NAME_boundaries, beside the table.")
+@click.option("--name", default="", help="Method of the cells, to compare: makes table_NAME of NAME_boundaries.")
 @_output
 @_overwrite
 @settings_options("resources", own="aggregate", extra=("metadata",))

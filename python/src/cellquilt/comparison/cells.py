@@ -25,8 +25,8 @@ class Segmentation:
     geometry
         (n,) object array of Polygons and MultiPolygons in µm; a missing or empty one is a cell without area.
     by_genes
-        Whether the method itself assigned transcripts, by their genes too. What its cells tell about their genes is then
-        no finding, so that is measured by the outlines.
+        Whether the method itself assigned transcripts, by their genes too. What its cells tell about their genes is
+        then no finding, so that is measured by the outlines.
     """
 
     name: str

@@ -382,8 +382,8 @@ def _notes(table: _Table, pairs: MarkerPairs, segmentations: Sequence[Segmentati
     by_genes = [segmentation.name for segmentation in segmentations if segmentation.by_genes]
     if by_genes:
         yield (
-            f"transcripts of {', '.join(by_genes)} were assigned by their genes, too, which makes co-expression and leakage "
-            "small, right or not; information and rank are those of the outlines"
+            f"transcripts of {', '.join(by_genes)} were assigned by their genes, too, which makes co-expression and "
+            "leakage small, right or not; information and rank are those of the outlines"
         )
     unknown = [name for name, value in zip(table.names, table.columns["leakage"], strict=True) if value is None]
     if unknown:

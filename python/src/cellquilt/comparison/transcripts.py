@@ -37,7 +37,8 @@ class CellCounts:
         (n_cells, n_genes) int32 CSR: counted transcripts (no controls, of passing quality) in the core of each cell,
         and in the rest of it.
     outlined
-        (n_cells, n_genes) int32 CSR: counted transcripts in the outline of each cell; None where that is what is assigned.
+        (n_cells, n_genes) int32 CSR: counted transcripts in the outline of each cell; None where these are what is
+        assigned.
     n_inside, n_assigned_inside
         Transcripts inside the image, and how many of them are in a cell; controls and low quality included.
     control_rate_in_cells, control_rate_outside

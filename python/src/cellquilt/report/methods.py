@@ -55,8 +55,8 @@ def compare_slide(
     outputs
         Files to write: the table (TSV), or with the suffix ``.json`` all that is known.
     settings
-        Groups ``compare`` and ``resources``. Of one store ``compare`` says which methods are wanted; those that it does not
-        have are named in the notes.
+        Groups ``compare`` and ``resources``. Of one store ``compare`` says which methods are wanted; those that it does
+        not have are named in the notes.
     shapes
         Shapes elements of the one store (comma-separated, or a list). Default: the cells of its methods.
     names
