@@ -114,8 +114,8 @@ class Inputs {
         def slides = rows.collect { row ->
             def own = values + brought(row.overrides.preset ?: values.preset) + row.overrides
             def weights = { method -> weights(method, row, values, launchDir as Path, sheetFolder, errors) }
-            def files = properties.findAll { _name, property -> property.format == 'file-path' }.collectEntries { name, _property ->
-                [name, own[name] ? (name in row.overrides ? sheetFolder : launchDir as Path).resolve(own[name]).normalize() : []]
+            def files = properties.findAll { _name, property -> property.format == 'file-path' }.collectEntries { name, property ->
+                [name, namesFile(property, own[name]) ? (name in row.overrides ? sheetFolder : launchDir as Path).resolve(own[name]).normalize() : []]
             }
             cannotBeSegmented(row, own, known.transcript_methods, schema, errors)
             slide(row, own, known, weights) + files
@@ -494,9 +494,14 @@ class Inputs {
         }
     }
 
+    /** Whether a parameter's value is the path of a file. */
+    private static boolean namesFile(Map property, Object value) {
+        return value && property.format == 'file-path' && (!property.file_pattern || value.toString() =~ property.file_pattern)
+    }
+
     /** Mistakes of the parameters that name files; relative ones lie in the folder. */
     private static void missingFiles(Map values, Map<String, Map> properties, Path folder, String where, List<Map> errors) {
-        values.keySet().findAll { name -> values[name] != null && properties[name].format == 'file-path' }.sort().each { name ->
+        values.keySet().findAll { name -> namesFile(properties[name], values[name]) }.sort().each { name ->
             def path = folder.resolve(values[name].toString()).normalize()
             if (!exists(path) || !Files.isRegularFile(path)) {
                 def beside = exists(path.parent) && Files.isDirectory(path.parent) ? path.parent.toFile().list() as List : []

@@ -26,7 +26,8 @@ workflow TRANSCRIPTS_TO_CELLS {
 
     PATCHIFY_TRANSCRIPTS(
         raw_and_prior_ch.map { meta, raw, prior ->
-            [meta, plan(meta).molecules, plan(meta).settings.patchify_transcripts, raw, prior]
+            def slide = slides[meta.id]
+            [meta, plan(meta).molecules, plan(meta).settings.patchify_transcripts, raw, prior, slide.prior, slide.baysor_config]
         }
     )
 

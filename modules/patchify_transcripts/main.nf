@@ -4,16 +4,16 @@ process PATCHIFY_TRANSCRIPTS {
     label 'env_core'
 
     input:
-    tuple val(meta), val(method), val(settings), path(raw), path(prior)
+    tuple val(meta), val(method), val(settings), path(raw), path(prior), path(labels, stageAs: 'labels/*'), path(config, stageAs: 'config/*')
 
     output:
     tuple val(meta), path('bundles/bundle_*.zarr', type: 'dir', arity: '1..*')           , emit: bundles
     tuple val(meta), path("${meta.id}.transcript_patches.zarr", type: 'dir', arity: '1') , emit: store
 
     script:
-    def cells = prior ? "--cells ${prior}" : ''
+    def files = [cells: prior, prior: labels, 'baysor-config': config].findAll { _name, file -> file }.collect { name, file -> "--${name} ${file}" }.join(' ')
     """
-    patchify_transcripts.py ${raw} --method ${method} ${cells} --bundles bundles --output ${meta.id}.transcript_patches.zarr --settings '${settings}'
+    patchify_transcripts.py ${raw} --method ${method} ${files} --bundles bundles --output ${meta.id}.transcript_patches.zarr --settings '${settings}'
     """
 
     stub:

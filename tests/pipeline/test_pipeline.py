@@ -14,9 +14,12 @@ import anndata
 import numpy as np
 import pytest
 import spatialdata
+import tifffile
 import yaml
 from cellquilt.core.points import iter_points
-from cellquilt.core.shapes import read_shapes
+from cellquilt.core.shapes import read_geoparquet, read_shapes
+from cellquilt.geometry.polygons import Rings
+from cellquilt.geometry.rasterize import polygons_to_labels
 from runner import ROOT, Nextflow
 
 pytestmark = pytest.mark.slow
@@ -254,15 +257,30 @@ FAKES = ROOT / "tests" / "fakes"
 
 
 def test_chains_of_methods_count_every_transcript_once(tmp_path, nextflow):
-    """Image or machine first, then transcripts: with the stand-in for Baysor that the contract tests use."""
+    """Image or machine first, then transcripts: with the stand-in for Baysor that the contract tests use.
+
+    Prior cells also from a label image and from a file, there without an image; a configuration file of Baysor's. All
+    are staged: what tasks see has other paths.
+    """
     from cellquilt.simulate import simulate
 
     simulate(tmp_path / "sim", format="xenium", width_px=768, seed=3)
-    rows = {"by_image": '"generic,baysor"', "by_machine": '"vendor,baysor"', "alone": "baysor"}
-    lines = [
-        "sample,technology,path,segmentation",
-        *(f"{name},xenium,sim/slide_0,{chain}" for name, chain in rows.items()),
-    ]
+    truth, _, _ = read_geoparquet(tmp_path / "sim" / "slide_0" / "truth" / "nuclei.parquet")
+    labels = polygons_to_labels(Rings.from_shapely(truth), np.arange(1, len(truth) + 1), (0, 768, 0, 768))
+    tifffile.imwrite(tmp_path / "nuclei.tif", labels.astype(np.uint16))
+    (tmp_path / "own.toml").write_text("[data]\nmin_molecules_per_gene = 2\n")
+    rows = {
+        "by_image": 'xenium,sim/slide_0,,,"generic,baysor",,',
+        "by_machine": 'xenium,sim/slide_0,,,"vendor,baysor",,own.toml',
+        "alone": "xenium,sim/slide_0,,,baysor,,",
+        "by_labels": "xenium,sim/slide_0,,,baysor,nuclei.tif,",
+        "by_file": 'transcripts,,sim/slide_0/transcripts.parquet,sim/slide_0/truth/nuclei.parquet,"vendor,baysor",,',
+    }
+    header = (
+        "sample,technology,path,transcripts,prior_cells,segmentation,prior,baysor_config,prior_cells_unit,pixel_size_um"
+    )
+    pixel_um = json.loads((tmp_path / "sim" / "slide_0" / "experiment.xenium").read_text())["pixel_size"]
+    lines = [header, *(f"{name},{row},px,{pixel_um}" for name, row in rows.items())]
     (tmp_path / "sheet.csv").write_text("\n".join(lines) + "\n")
     run = nextflow.pipeline(
         "--input", "sheet.csv", *GENERIC[2:], "--generic_diameter_um", "8", "--transcripts_per_patch", "20000",
@@ -270,8 +288,11 @@ def test_chains_of_methods_count_every_transcript_once(tmp_path, nextflow):
     )  # fmt: skip
     assert run.code == 0, run.out + run.err
     assert len(run.status("SEGMENT_BAYSOR")) > len(rows)  # patches are segmented each by itself
-    for name, chain in rows.items():
+    chains = {"by_image": "generic,baysor", "alone": "baysor", "by_labels": "baysor"}
+    priors = {"by_image": "cell_boundaries", "by_labels": "labels/nuclei.tif", "alone": "vendor_cell_id"}
+    for name in rows:
         sdata = spatialdata.read_zarr(tmp_path / "results" / name / f"{name}.zarr")
+        chain = chains.get(name, "vendor,baysor")
         table = sdata.tables["table"]
         points = sdata.points["transcripts"].compute()
         counted = points[points["passes_qv"] & ~points["is_control"]]
@@ -279,10 +300,14 @@ def test_chains_of_methods_count_every_transcript_once(tmp_path, nextflow):
         assert np.array_equal(np.asarray(table.X.sum(axis=1)).ravel(), sums), chain
         assert sums.sum() > 0.8 * len(counted)
         assert list(table.obs_names) == [f"{name}-{number}" for number in range(1, table.n_obs + 1)]
-        methods = [
-            record["facts"]["method"] for record in sdata.attrs["cellquilt"]["records"] if record["stage"] == "resolve"
-        ]
-        assert ",".join(methods) == chain.strip('"')
+        records = sdata.attrs["cellquilt"]["records"]
+        assert ",".join(record["facts"]["method"] for record in records if record["stage"] == "resolve") == chain
+        (cut,) = (record for record in records if record["stage"] == "patchify_transcripts")
+        assert cut["facts"]["prior"]["name"] == priors.get(name, "cell_boundaries")
+        assert cut["facts"]["n_with_prior"] > 0.2 * cut["facts"]["n_to_segment"]
+        assert bool(sdata.images) == (name != "by_file")
+        tasks = next(record for record in records[::-1] if record["stage"] == "resolve")["facts"]["tasks"]
+        assert [task["facts"]["prior"]["n_cells"] > 10 for task in tasks] == [True] * len(tasks)
         if name == "by_image":
             # Each nucleus has the id of the one cell that started from it.
             nuclei = sdata.shapes["nucleus_boundaries"]

@@ -48,6 +48,8 @@ def _property(setting: Setting) -> dict[str, Any]:
         entry["hidden"] = True
     if setting.is_file:
         entry["format"] = "file-path"
+    if setting.file_pattern:
+        entry["file_pattern"] = setting.file_pattern
     entry["per_sample"] = setting.per_sample
     return entry
 

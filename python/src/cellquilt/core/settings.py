@@ -91,6 +91,8 @@ class Setting:
         Whether a column of the sheet may override it.
     is_file
         Whether the value is the path of a file: relative to where the run starts, or to the sheet whose column it is.
+    file_pattern
+        What such a path looks like, where the value may be something else.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Setting:
     required: bool = False
     hidden: bool = False
     is_file: bool = False
+    file_pattern: str = ""
 
     @property
     def api_name(self) -> str:
@@ -313,6 +316,8 @@ SETTINGS: tuple[Setting, ...] = (
         "auto",
         "Prior cells: auto, none, a shapes or labels element, a column of the transcripts, or a label image (TIFF).",
         aliases=("prior_shapes_key",),
+        is_file=True,
+        file_pattern=r"\.[tT][iI][fF]{1,2}$",
     ),
     Setting(
         "prior_unassigned",
@@ -579,6 +584,8 @@ SETTINGS: tuple[Setting, ...] = (
         None,
         "Further settings of Baysor: its TOML file, or the same as JSON; the parameters here win over it.",
         keyword="config",
+        is_file=True,
+        file_pattern=r"^\s*[^\s{]",
     ),
     Setting(
         "baysor_via",
@@ -736,13 +743,6 @@ SETTINGS: tuple[Setting, ...] = (
         "Measure mean, minimum and maximum of every channel in every cell.",
         aliases=("aggregate_channels",),
     ),
-    Setting("min_transcripts", "aggregate", "int", 0, "Cells with fewer counted transcripts fail QC.", minimum=0),
-    Setting("min_cell_area_um2", "aggregate", "float", 0.0, "Cells smaller than this (µm²) fail QC.", minimum=0),
-    Setting("max_cell_area_um2", "aggregate", "float", None, "Cells larger than this (µm²) fail QC.", minimum=0),
-    Setting("drop_failed", "aggregate", "bool", False, "Remove cells that fail QC instead of marking them."),
-    Setting(
-        "min_qv",
-        "convert",
     Setting(
         "bins_key",
         "aggregate",
@@ -767,6 +767,13 @@ SETTINGS: tuple[Setting, ...] = (
         aliases=("expand_radius_um",),
         minimum=0,
     ),
+    Setting("min_transcripts", "aggregate", "int", 0, "Cells with fewer counted transcripts fail QC.", minimum=0),
+    Setting("min_cell_area_um2", "aggregate", "float", 0.0, "Cells smaller than this (µm²) fail QC.", minimum=0),
+    Setting("max_cell_area_um2", "aggregate", "float", None, "Cells larger than this (µm²) fail QC.", minimum=0),
+    Setting("drop_failed", "aggregate", "bool", False, "Remove cells that fail QC instead of marking them."),
+    Setting(
+        "min_qv",
+        "convert",
         "float",
         20.0,
         "Transcripts below this quality value are not counted (where the machine gives one).",
@@ -870,6 +877,11 @@ def methods_of(values: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys([chosen, *(values["compare"] or [])]))
 
 
+def element_name(method: str) -> str:
+    """A method's name as part of an element's name, ``cellpose_proseg`` for ``cellpose+proseg``."""
+    return method.replace("+", "_")
+
+
 def method_of_stage(segmentation: str, stage: str) -> str | None:
     """The method of a chain that a stage is about; None if it has none of the kind.
 
@@ -894,11 +906,6 @@ def check(setting: Setting, value: Any) -> Value:
     ------
     CellquiltError
         ``parameter-type``, ``parameter-range``, ``parameter-choice`` or ``parameter-twice``.
-def element_name(method: str) -> str:
-    """A method's name as part of an element's name, ``cellpose_proseg`` for ``cellpose+proseg``."""
-    return method.replace("+", "_")
-
-
     """
     if value is None:
         return None

@@ -156,9 +156,10 @@ def _missing_files(values: Mapping[str, Value], folder: Path, where: str = "") -
     """Mistakes of the settings that name files; relative ones lie in the folder."""
     errors = []
     for name in sorted(values):
-        if not BY_NAME[name].is_file:
+        setting, text = BY_NAME[name], str(values[name])
+        if not setting.is_file or not re.search(setting.file_pattern, text):
             continue
-        path = Path(os.path.abspath(folder / str(values[name])))
+        path = Path(os.path.abspath(folder / text))
         if not os.path.isfile(path):
             errors.append(CellquiltError("path-not-found", f"{where}{name} not found: {path}", did_you_mean_file(path)))
     return errors
