@@ -11,7 +11,7 @@ process SEGMENT_BAYSOR {
 
     script:
     """
-    segment.py baysor ${bundle} --output ${bundle.baseName}.result --settings '${settings}'
+    segment.py baysor ${bundle} --output ${bundle.baseName}.result --threads ${task.cpus} --settings '${settings}'
     """
 
     stub:

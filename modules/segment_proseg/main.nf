@@ -11,7 +11,7 @@ process SEGMENT_PROSEG {
 
     script:
     """
-    segment.py proseg ${bundle} --output ${bundle.baseName}.result --settings '${settings}'
+    segment.py proseg ${bundle} --output ${bundle.baseName}.result --threads ${task.cpus} --settings '${settings}'
     """
 
     stub:
