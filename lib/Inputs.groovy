@@ -70,7 +70,7 @@ class Inputs {
      * @return one map a slide: [id, technology, path, transcripts, prior_cells, truth, source, metadata, compare_markers,
      *     …, methods, images, by_method, settings, weights]. Files that are not given are []. Methods are those whose cells
      *     are published, the chosen one first ('cellpose+proseg', 'vendor', …); images those that segment the image, each
-     *     once ('cellpose', 'vendor'); by_method says of all of them [image, engine, molecules, settings, weights]:
+     *     once ('cellpose', 'vendor'); exports the programs to write the cells for; by_method says of all of them [image, engine, molecules, settings, weights]:
      *     what segments the image ('cellpose', its engine 'cellpose3') and what the transcripts, '' where nothing does, and
      *     stage → JSON of all settings that the stage depends on. The slide's own settings and weights are those of the chosen method.
      */
@@ -138,11 +138,12 @@ class Inputs {
         def failed = checked.findAll { slide -> !(slide.id in done) }.collectEntries { slide ->
             [slide.id, [status: 'failed'] + failure(slide, tasks, workflow)]
         }
-        // A compared method that does not come through leaves its slide done.
+        // A compared method, or an export, that does not come through leaves its slide done.
         def lacking = checked.findAll { slide -> slide.id in done && failedTasks(slide, tasks) }.collectEntries { slide ->
             def failure = failure(slide, tasks, workflow)
             def methods = failedTasks(slide, tasks).collect { task -> task.tag.tokenize(':')[1] }.findAll().unique()
-            [slide.id, [status: 'done'] + failure + [cause: "${methods.join(', ') ?: 'no method'} is not compared: ${failure.cause}".toString()]]
+            def lacks = failure.stage == 'EXPORT' ? 'not exported' : "${methods.join(', ') ?: 'methods'} not compared"
+            [slide.id, [status: 'done'] + failure + [cause: "${lacks}: ${failure.cause}".toString()]]
         }
 
         def lines = ["cellquilt: ${checked.size() - failed.size()} of ${checked.size()} samples done in ${workflow.duration}; results in ${outdir}"]
@@ -536,6 +537,9 @@ class Inputs {
         if (own.compare && methods(own).size() == 1) {
             errors << error('compare-nothing', "${where}: compare names only the chosen method, ${own.segmentation}", 'name another one, or leave compare out')
         }
+        if ('xeniumranger' in (own.export ?: []) && row.technology != 'xenium') {
+            errors << error('export-not-xenium', "${where}: technology ${row.technology} has nothing that xeniumranger reads", 'give export as a column of the sheet')
+        }
         if (!(row.technology in schema.items.properties.technology.without_image)) return
         methods(own).each { chain ->
             def first = chain.tokenize('+')[0]
@@ -572,7 +576,7 @@ class Inputs {
         }
         def files = ['path', 'transcripts', 'prior_cells', 'truth'].collectEntries { column -> [column, row.files[column] ?: []] }
         return [id: row.sample, technology: row.technology] + files + [source: row.source, metadata: row.metadata] +
-            [methods: methods, images: images, by_method: byMethod] + byMethod[methods[0]].subMap(['settings', 'weights'])
+            [methods: methods, images: images, by_method: byMethod, exports: own.export ?: []] + byMethod[methods[0]].subMap(['settings', 'weights'])
     }
 
     /** The model's file or folder, where the parameter names one: relative to the sheet if it stands there, else to where the run started. */
