@@ -5,6 +5,7 @@ include { AGGREGATE            } from '../modules/aggregate'
 include { ASSEMBLE             } from '../modules/assemble'
 include { COMPARE              } from '../modules/compare'
 include { REPORT               } from '../modules/report'
+include { EXPORT               } from '../modules/export'
 
 /*
  * From the machine's files to one published SpatialData store and one report a slide.
@@ -97,6 +98,12 @@ workflow SLIDE_TO_CELLS {
                 [meta, slides[meta.id].settings.report, store, qc, slides[meta.id].truth, comparison ?: []]
             }
     ).report // [meta, qc.json, report.html]
+
+    EXPORT(
+        store_ch
+            .filter { meta, _store, _qc -> slides[meta.id].exports }
+            .map { meta, store, _qc -> [meta, slides[meta.id].settings.export, store] }
+    )
 
     emit:
     reports

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import spatialdata
 import tifffile
@@ -101,7 +102,7 @@ def samples(folder: Path) -> dict[str, dict[str, str]]:
 def finished(slides, tmp_path_factory):
     """One plain run that several tests look at: (folder, run, fingerprints)."""
     folder = tmp_path_factory.mktemp("plain")
-    run = Nextflow(folder).pipeline("--input", slides / "sheet.csv", *GENERIC)
+    run = Nextflow(folder).pipeline("--input", slides / "sheet.csv", *GENERIC, "--export", "vpt,qupath")
     assert run.code == 0, run.out + run.err
     return folder, run, {name: fingerprint(folder / "results" / name / f"{name}.zarr") for name in ("s1", "s2")}
 
@@ -133,6 +134,12 @@ def test_a_run_publishes_what_the_contract_says(finished, slides):
         per_cell = np.asarray(table.X.sum(axis=1)).ravel()
         assert per_cell.tolist() == [sums.get(cell, 0) for cell in table.obs_names]
         assert {"global", "microns"} <= set(sdata.coordinate_systems)
+        exports = results / sample / "exports"
+        assert sorted(entry.name for entry in exports.iterdir()) == ["qupath", "vpt"]
+        cells = pq.read_table(exports / "vpt" / "cell_boundaries.parquet", columns=["Name"]).column("Name").to_pylist()
+        assert list(dict.fromkeys(cells)) == table.obs_names.tolist()
+        features = json.loads((exports / "qupath" / "cells.geojson").read_text())["features"]
+        assert [feature["properties"]["name"] for feature in features] == table.obs_names.tolist()
     text = (results / "samples.tsv").read_text() + (results / "s1" / "report.html").read_text()
     assert str(folder) not in text
     assert str(slides) not in text

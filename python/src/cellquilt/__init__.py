@@ -17,7 +17,7 @@ _PUBLIC = {
     "make_transcript_patches": "cellquilt.steps",
     "simulate": "cellquilt.simulate",
 }
-_MODULES = ("io", "segmentation")
+_MODULES = ("export", "io", "segmentation")
 
 __all__ = [
     "CellquiltError",
@@ -25,6 +25,7 @@ __all__ = [
     "__version__",
     "aggregate",
     "compare",
+    "export",
     "io",
     "make_image_patches",
     "make_transcript_patches",
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from cellquilt import io, segmentation
+    from cellquilt import export, io, segmentation
     from cellquilt.core.errors import CellquiltError
     from cellquilt.core.settings import Settings
     from cellquilt.simulate import simulate

@@ -25,6 +25,7 @@ _VERBS: dict[str, tuple[str, str]] = {
     "aggregate": ("slide:aggregate", "Count transcripts and measure channels in cells."),
     "assemble": ("slide:assemble", "Put a sample's parts into one store, with its QC."),
     "report": ("slide:report", "Write a sample's report."),
+    "export": ("slide:export", "Write cells for Xenium Ranger, VPT or QuPath."),
     "compare": ("slide:compare", "Compare segmentations of one slide."),
     "samples": ("slide:samples", "Write the table of all samples of a run."),
     "preview": ("slide:preview", "Try parameters on a few windows of a slide."),

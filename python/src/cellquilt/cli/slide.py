@@ -236,3 +236,21 @@ def preview(**arguments: Any) -> None:
     from cellquilt.report.preview import preview_slide
 
     preview_slide(**arguments)
+
+
+@click.command()
+@click.argument("paths", type=_PATH, nargs=-1, required=True)
+@click.option("-o", "--output", type=_PATH, required=True, help="Folder; each format has its own in it.")
+@_overwrite
+@settings_options("resources", own="export")
+def export(paths: tuple[Path, ...], **arguments: Any) -> None:
+    """Write cells as the files of other programs.
+
+    PATHS are the formats (xeniumranger, vpt, qupath; several by commas; default: --export) and the slide's store.
+    """
+    from cellquilt.formats.stage import export_slide
+
+    if len(paths) > 2:
+        raise click.UsageError("name the formats, by commas, and one store")
+    formats = [name for name in str(paths[0]).split(",") if name] if len(paths) == 2 else []
+    export_slide(paths[-1], formats=formats, **arguments)

@@ -24,6 +24,8 @@ WITHOUT_IMAGE = ("transcripts",)
 METHODS = ("cellpose", "generic", "stardist", "vendor")
 #: Methods that segment transcripts, with or without prior cells.
 TRANSCRIPT_METHODS = ("baysor", "proseg")
+#: Programs that cells are written for.
+EXPORTS = ("xeniumranger", "vpt", "qupath")
 #: What ``segmentation`` may be: one method, or one whose cells are the prior of a method for transcripts.
 CHAINS = (
     *METHODS,
@@ -55,11 +57,13 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "aggregate": ("Counting transcripts and measuring channels", ("aggregate", "preview")),
     "compare": ("Comparing methods", ("compare",)),
     "report": ("Quality control and reports", ("report", "compare")),
+    "export": ("Files for other programs", ("export",)),
     "resources": (
         "Limits",
         (
             *("convert", "tissue", "patchify", "segment", "resolve"),
             *("patchify_transcripts", "segment_transcripts", "resolve_transcripts", "aggregate", "compare", "report"),
+            "export",
         ),
     ),
 }
@@ -826,6 +830,16 @@ SETTINGS: tuple[Setting, ...] = (
         True,
         "Score against the truth where a simulated slide brings it.",
         hidden=True,
+    ),
+    # --- export
+    Setting(
+        "export",
+        "export",
+        "list",
+        None,
+        "Programs to write the cells for, by commas.",
+        keyword="formats",
+        choices=EXPORTS,
     ),
     # --- resources
     Setting(

@@ -133,6 +133,9 @@ def _cannot_be_segmented(row: Row, values: Settings) -> Iterator[CellquiltError]
     if values["compare"] and len(methods) == 1:
         message = f"{where}: compare names only the chosen method, {values['segmentation']}"
         yield CellquiltError("compare-nothing", message, "name another one, or leave compare out")
+    if "xeniumranger" in (values["export"] or []) and row.technology != "xenium":
+        message = f"{where}: technology {row.technology} has nothing that xeniumranger reads"
+        yield CellquiltError("export-not-xenium", message, "give export as a column of the sheet")
     for chain in methods if row.technology in WITHOUT_IMAGE else []:
         first = chain.split("+")[0]
         if first == "vendor" and row.prior_cells is None:

@@ -96,18 +96,21 @@ def simple_cells(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
     )
     out = geometry.copy()
     if changed.any():
-        rings = Rings.from_shapely(geometry[changed])
-        largest = _largest_exterior(rings.coords, rings.ring_offsets, rings.polygon_offsets, rings.exterior)
-        there = largest >= 0
-        keep = largest[there]
-        shells = Rings(
-            rings.coords[ranges(rings.ring_offsets[keep], rings.ring_offsets[keep + 1])],
-            offsets_of(rings.ring_offsets[keep + 1] - rings.ring_offsets[keep]),
-            offsets_of(there.astype(np.int64)),
-            np.ones(keep.size, dtype=bool),
-        )
-        out[changed] = shells.to_shapely()
+        out[changed] = simple_rings(Rings.from_shapely(geometry[changed])).to_shapely()
     return out
+
+
+def simple_rings(rings: Rings) -> Rings:
+    """As `simple_cells`, for polygons as arrays."""
+    largest = _largest_exterior(rings.coords, rings.ring_offsets, rings.polygon_offsets, rings.exterior)
+    there = largest >= 0
+    keep = largest[there]
+    return Rings(
+        rings.coords[ranges(rings.ring_offsets[keep], rings.ring_offsets[keep + 1])],
+        offsets_of(rings.ring_offsets[keep + 1] - rings.ring_offsets[keep]),
+        offsets_of(there.astype(np.int64)),
+        np.ones(keep.size, dtype=bool),
+    )
 
 
 def connected_parts(

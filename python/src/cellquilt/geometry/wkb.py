@@ -48,18 +48,22 @@ def rings_from_wkb(wkb: pa.Array) -> Rings:
     return Rings.from_shapely(np.asarray(shapely.from_wkb(wkb.to_numpy(zero_copy_only=False)), dtype=object))
 
 
-def wkb_of_rings(rings: Rings) -> pa.Array:
-    """(n,) binary array, byte for byte what shapely makes of the polygons of `Rings.to_shapely`."""
+def wkb_of_rings(rings: Rings, *, multi: bool = False) -> pa.Array:
+    """(n,) binary array, byte for byte what shapely makes of the polygons of `Rings.to_shapely`.
+
+    With `multi` a polygon of one part is a MultiPolygon, too; an empty one is a Polygon all the same.
+    """
     n_parts = rings.n_parts()
+    least = 1 if multi else 2  # parts of a MultiPolygon
     n_rings = np.diff(rings.polygon_offsets)
     n_vertices = np.diff(rings.ring_offsets[rings.polygon_offsets])
     # A head of 9 bytes for each part or empty polygon, and one for a MultiPolygon as a whole; a ring has 4.
-    sizes = 9 * np.maximum(n_parts, 1) + 9 * (n_parts > 1) + 4 * n_rings + 16 * n_vertices
+    sizes = 9 * np.maximum(n_parts, 1) + 9 * (n_parts >= least) + 4 * n_rings + 16 * n_vertices
     offsets = offsets_of(sizes)
     kind, width = (pa.binary(), np.int32) if offsets[-1] < 2**31 else (pa.large_binary(), np.int64)
     data = np.empty(int(offsets[-1]), np.uint8)
     coords = np.ascontiguousarray(rings.coords).reshape(-1).view(np.uint8)
-    _write(coords, rings.ring_offsets, rings.polygon_offsets, rings.exterior, n_parts, data)
+    _write(coords, rings.ring_offsets, rings.polygon_offsets, rings.exterior, n_parts, least, data)
     return pa.Array.from_buffers(kind, len(rings), [None, pa.py_buffer(offsets.astype(width)), pa.py_buffer(data)])
 
 
@@ -79,10 +83,10 @@ def _put_number(data, at, number):
 
 
 @numba.njit(cache=True, nogil=True)
-def _write(coords, ring_offsets, polygon_offsets, exterior, n_parts, data):
+def _write(coords, ring_offsets, polygon_offsets, exterior, n_parts, least, data):
     at = 0
     for p in range(n_parts.size):
-        if n_parts[p] > 1:
+        if n_parts[p] >= least:
             at = _put(data, at, _MULTIPOLYGON, n_parts[p])
         if n_parts[p] == 0:
             at = _put(data, at, _POLYGON, 0)

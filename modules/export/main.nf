@@ -1,0 +1,22 @@
+process EXPORT {
+    tag "${meta.id}"
+    label 'process_low'
+    label 'env_core'
+    publishDir path: { "${params.outdir}/${meta.id}" }, mode: params.publish_dir_mode
+
+    input:
+    tuple val(meta), val(settings), path(store)
+
+    output:
+    tuple val(meta), path('exports', type: 'dir', arity: '1'), emit: files
+
+    script:
+    """
+    export.py ${store} --output exports --settings '${settings}'
+    """
+
+    stub:
+    """
+    mkdir exports
+    """
+}

@@ -1,0 +1,1 @@
+"""The way out: cells as the files that other programs read."""
