@@ -54,6 +54,7 @@ class Inputs {
             shown.each { name, property ->
                 def notes = [property.description]
                 if (property.enum) notes << "One of ${property.enum.join(', ')}."
+                if (property.items) notes << "Some of ${property.items.enum.join(', ')}."
                 if (property.default != null) notes << "[default: ${property.default}]"
                 lines << "  --${name.padRight(28)} ${notes.join(' ')}".toString()
             }

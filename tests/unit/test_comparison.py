@@ -870,7 +870,7 @@ class Page(HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag, attributes):
-        if tag != "meta":
+        if tag not in ("meta", "wbr"):
             self.open.append(tag)
         self.links += [value for name, value in attributes if name in ("href", "src")]
 
