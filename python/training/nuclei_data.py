@@ -175,8 +175,14 @@ def match_counts(truth: np.ndarray, found: np.ndarray, thresholds: Sequence[floa
     ndarray of int64, shape (n_thresholds, 3)
         TP, FP and FN per threshold.
     """
-    from cellpose.metrics import average_precision
+    try:
+        from cellpose.metrics import average_precision
+    except ImportError:  # the environment of StarDist, whose assignment is the same
+        from stardist.matching import matching
 
+        found = np.unique(found, return_inverse=True)[1].reshape(found.shape)
+        scores = [matching(truth, found, thresh=threshold) for threshold in thresholds]
+        return np.array([[score.tp, score.fp, score.fn] for score in scores], dtype=np.int64)
     _, tp, fp, fn = average_precision([truth], [found], threshold=list(thresholds))
     return np.stack([tp[0], fp[0], fn[0]], axis=1).astype(np.int64)
 

@@ -29,11 +29,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import nuclei_data as nd
 import numpy as np
-from scipy import ndimage
-
 from cellquilt.patches.normalize import estimate_normalization
 from cellquilt.segment.arrays import ArrayImage
 from cellquilt.segment.resample import resample, taps
+from scipy import ndimage
 
 #: Median diameter to which the network's images are scaled, px.
 DIAMETER_PX = 20.0
@@ -167,7 +166,7 @@ def copies(samples: list[nd.Sample], seed: int) -> list[tuple[np.ndarray, np.nda
     list of (image, labels)
         About `COPIES`, at least one of each image.
     """
-    names, index, counts = np.unique([s.group for s in samples], return_inverse=True, return_counts=True)
+    _, index, counts = np.unique([s.group for s in samples], return_inverse=True, return_counts=True)
     crowding = np.sqrt([max(1, int(s.labels.max())) for s in samples])
     weight = crowding / np.bincount(index, crowding)[index] * np.sqrt(counts)[index]
     number = np.maximum(1, np.rint(COPIES * weight / weight.sum())).astype(int)
@@ -251,9 +250,7 @@ def main() -> None:
     chosen = [s for members in by_group.values() for s in members[VALIDATION_EVERY // 2 :: VALIDATION_EVERY]]
     names = {sample.name for sample in chosen}
     items = copies([s for s in train if s.name not in names], args.seed)
-    validation = [
-        scale_to(normalise(s.image, s.diameter_px), s.labels, DIAMETER_PX / s.diameter_px) for s in chosen
-    ]
+    validation = [scale_to(normalise(s.image, s.diameter_px), s.labels, DIAMETER_PX / s.diameter_px) for s in chosen]
     print(f"{len(items)} copies to train on, {len(validation)} images to choose thresholds", flush=True)
 
     config = Config2D(
@@ -279,7 +276,11 @@ def main() -> None:
     ]
     images, labels = (list(part) for part in zip(*items, strict=True))
     model.train(
-        images, labels, validation_data=tuple(map(list, zip(*validation, strict=True))), augmenter=change, seed=args.seed
+        images,
+        labels,
+        validation_data=tuple(map(list, zip(*validation, strict=True))),
+        augmenter=change,
+        seed=args.seed,
     )
     model.optimize_thresholds(*map(list, zip(*validation, strict=True)))
     # Without the optimiser's state, which is three times as large as the weights.
