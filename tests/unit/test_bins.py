@@ -268,7 +268,7 @@ def test_the_three_doors_count_a_simulated_slide_as_its_transcripts_do(tmp_path)
 def test_a_store_with_bins_is_assembled_and_judged_whether_small_or_too_large_to_read(slide, tmp_path, monkeypatch):
     from cellquilt.aggregation.stage import aggregate_slide
     from cellquilt.core import store as stores
-    from cellquilt.report.stage import assemble_slide
+    from cellquilt.report.stage import assemble_slide, report_slide
 
     store, *_, counts, _ = slide
     aggregate_slide(store.path, settings=Settings(), output=tmp_path / "table.zarr")
@@ -286,6 +286,8 @@ def test_a_store_with_bins_is_assembled_and_judged_whether_small_or_too_large_to
     assert numbers["n_transcripts"] == counts.sum()
     assert numbers["n_counts_differing"] == 0
     assert 0 < numbers["share_assigned"] < 1
+    report_slide(tmp_path / "1.zarr", tmp_path / "r.html", settings=Settings(), qc=tmp_path / "1.json")
+    assert f"{counts.sum():,}" in (tmp_path / "r.html").read_text().replace("\u2009", ",").replace("&thinsp;", ",")
     with pytest.raises(CellquiltError, match="annotates no labels"):
         read_bins(Store(tmp_path / "table.zarr"), "table")
     shutil.rmtree(store.path / "tables" / "bins" / "X" / "indptr")

@@ -254,6 +254,7 @@ def _transcript_numbers(view: View, cells: Cells, tissue_um2: float | None) -> d
         numbers = dict.fromkeys(names.split())
         if "n_bins" in facts:  # the counts of bins are transcripts, of which nothing but the bin is known
             numbers |= {name: facts[name] for name in ("n_transcripts", "n_assigned", "n_counted", "share_assigned")}
+            numbers["n_countable_inside_image"] = facts["n_transcripts"]
             numbers["transcripts_per_100um2"] = _ratio(100.0 * facts["n_transcripts"], tissue_um2)
             numbers["n_counts_differing"] = abs(facts["n_counted"] - int(cells.transcripts.sum()))
         return numbers
