@@ -15,14 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import shapely
 from cellquilt.cli import main as cli
 from cellquilt.core import zarr_json
 from cellquilt.core.errors import CellquiltError, SeveralErrors
 from cellquilt.core.settings import Settings
-from cellquilt.patches.transcripts import SCHEMA, TranscriptBundle
+from cellquilt.patches.transcripts import TranscriptBundle
 from cellquilt.segment.baysor import plan, segment_bundle
 from cellquilt.segment.baysor.call import arguments, cause
 from cellquilt.segment.baysor.config import KEYS, checked_config
@@ -32,6 +31,7 @@ from cellquilt.segment.molecules import CONFIDENCE, TRANSCRIPT_SCHEMA, read_resu
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from transcript_bundles import write_transcript_bundle
 
 pytest_plugins = ["baysor_doors"]
 REAL = bool(os.environ.get("CELLQUILT_REAL_BAYSOR"))
@@ -73,34 +73,9 @@ def molecules(n_side=4, per_cell=60, spacing=20.0, spread=2.0, planes=1, with_pr
 
 
 def write_bundle(folder, patches, width=80.0, engine=None, prior=None, genes=GENES):
-    """A bundle of these patches, side by side, each reaching 5 µm into its neighbours."""
-    records = []
-    for index, columns in enumerate(patches):
-        x0, x1 = index * width, (index + 1) * width
-        inner = [x0 - 5 * (index > 0), 0.0, x1 + 5 * (index + 1 < len(patches)), width]
-        window = dict(zip(("x0", "y0", "x1", "y1"), inner, strict=True))
-        records.append({"index": index, **window, "core": [x0, 0.0, x1, width], "n_transcripts": len(columns["x_um"])})
-        (folder / f"patch_{index:06d}").mkdir(parents=True)
-        table = pa.table({name: pa.array(values) for name, values in columns.items()}).cast(SCHEMA)
-        pq.write_table(table, folder / f"patch_{index:06d}" / "transcripts.parquet")
-    has_prior = any(np.any(columns["prior_cell"]) for columns in patches)
-    found = {"from": "shapes" if has_prior else "none", "name": "cells" if has_prior else "", "n_cells": int(has_prior)}
-    attributes = {
-        "format": 1,
-        "kind": "transcripts",
-        "sample": "liver",
-        "bundle": 0,
-        "n_bundles": 1,
-        "n_patches": len(patches),
-        "pixel_size_um": None,
-        "transforms": {},
-        "engine": engine or {"method": "baysor"},
-        "prior": prior or found,
-        "genes": genes,
-        "patches": records,
-    }
-    zarr_json.write_group(folder, {"cellquilt": attributes})
-    return folder
+    return write_transcript_bundle(
+        folder, patches, width=width, genes=genes, engine=engine or {"method": "baysor"}, prior=prior
+    )
 
 
 def segment(door, tmp_path, patches, name="bundle", **settings):

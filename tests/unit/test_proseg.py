@@ -18,11 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 from cellquilt.cli import main
-from cellquilt.core import zarr_json
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.settings import Settings
 from cellquilt.core.shapes import read_geoparquet, write_geoparquet
-from cellquilt.patches.transcripts import SCHEMA, TranscriptBundle
+from cellquilt.patches.transcripts import TranscriptBundle
 from cellquilt.segment.molecules import read_results
 from cellquilt.segment.proseg import plan, segment_bundle
 from cellquilt.segment.proseg.command import arguments, extra_options, find_proseg
@@ -30,6 +29,7 @@ from cellquilt.segment.proseg.memory import estimate_gb, transcripts_that_fit
 from cellquilt.segment.proseg.outcome import cause
 from cellquilt.segment.proseg.read import border_columns
 from cellquilt.segment.proseg.transcripts import Contents, look, write_table
+from transcript_bundles import write_transcript_bundle
 
 GENES = ["Actb", 'comma, "quote"', "β-catenin", "NegControlLike"]
 WIDTH = 40.0
@@ -55,33 +55,8 @@ def molecules(n: int = 400, seed: int = 0, x0: float = 0.0, n_cells: int = 4, nu
 
 
 def write_bundle(folder: Path, *patches: dict, prior: dict | None = None, left: float = 0.0) -> Path:
-    """A bundle of patches side by side, each reaching 5 µm into its neighbours."""
-    records = []
-    for index, columns in enumerate(patches):
-        x0, x1 = left + index * WIDTH, left + (index + 1) * WIDTH
-        window = [x0 - 5 * (index > 0), 0.0, x1 + 5 * (index + 1 < len(patches)), WIDTH]
-        record = dict(zip(("x0", "y0", "x1", "y1"), window, strict=True))
-        records.append({"index": index, **record, "core": [x0, 0.0, x1, WIDTH], "n_transcripts": len(columns["x_um"])})
-        (folder / f"patch_{index:06d}").mkdir(parents=True)
-        table = pa.table({name: pa.array(values) for name, values in columns.items()}).cast(SCHEMA)
-        pq.write_table(table, folder / f"patch_{index:06d}" / "transcripts.parquet")
-    most = max((int(np.max(columns["prior_cell"], initial=0)) for columns in patches), default=0)
-    attributes = {
-        "format": 1,
-        "kind": "transcripts",
-        "sample": "liver",
-        "bundle": 0,
-        "n_bundles": 1,
-        "n_patches": len(patches),
-        "pixel_size_um": None,
-        "transforms": {},
-        "engine": plan(Settings()),
-        "prior": prior or {"from": "shapes", "name": "nucleus_boundaries", "n_cells": most},
-        "genes": GENES,
-        "patches": records,
-    }
-    zarr_json.write_group(folder, {"cellquilt": attributes})
-    return folder
+    engine = plan(Settings())
+    return write_transcript_bundle(folder, patches, width=WIDTH, genes=GENES, engine=engine, prior=prior, left=left)
 
 
 def fake(folder: Path, body: str, version: str = "proseg 3.2.0") -> Path:
