@@ -88,8 +88,8 @@ def test_parts_are_the_whole(tmp_path):
     outlines = element_of(tmp_path / "cells", geometry)
     whole = Rings.from_shapely(geometry)
     assert_same_rings(outlines.rings(), whole)
-    np.testing.assert_array_equal(outlines.measures.areas, whole.areas())
-    np.testing.assert_array_equal(outlines.measures.centroids, whole.centroids())
+    np.testing.assert_array_equal(outlines.traits.areas, whole.areas())
+    np.testing.assert_array_equal(outlines.traits.centroids, whole.centroids())
     rng = np.random.default_rng(0)
     kept = rng.random(3000) < 0.5
     left = outlines.take(kept)

@@ -65,7 +65,7 @@ def test_packed_and_held_polygons_are_used_alike(data):
         assert before == (wkb(held.objects()), wkb(tight.objects()))  # neither changes
         held, tight = changed
         assert wkb(held.objects()) == wkb(tight.objects())
-        for name in ("bounds", "measures", "n_parts", "on_lattice"):
+        for name in ("bounds", "measures", "n_parts", "n_rings", "n_vertices", "on_lattice"):
             np.testing.assert_array_equal(getattr(held.traits, name), getattr(tight.traits, name))
     assert isinstance(held.blank(), HeldPolygons)
     assert wkb(held.blank().objects()) == wkb(tight.blank().objects())

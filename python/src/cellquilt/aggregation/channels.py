@@ -116,9 +116,9 @@ def measure_outlines(
 def _strips(image: Image, cells: Outlines, to_pixels: Affine, budget: int) -> NDArray[np.int64]:
     """Strip of every cell: runs of the image's windows, row by row, whose cells take no more than the budget."""
     size = _window_size(image)
-    x, y = np.nan_to_num(apply(to_pixels, cells.measures.centroids)).T // size
+    x, y = np.nan_to_num(apply(to_pixels, cells.traits.centroids)).T // size
     order = np.lexsort((x, y))
-    ends = np.cumsum(np.maximum(cells.measures.n_vertices[order], 1) * _BYTES_A_VERTEX)
+    ends = np.cumsum(np.maximum(cells.traits.n_vertices[order], 1) * _BYTES_A_VERTEX)
     strip = np.zeros(order.size, dtype=np.int64)
     if order.size:
         n_strips = -(-ends[-1] // budget)

@@ -157,7 +157,7 @@ def _area_and_centroids_um(cells: ShapesTable | Outlines) -> tuple[NDArray[np.fl
         )
     matrix = cells.transforms[MICRONS]
     if isinstance(cells, Outlines):
-        areas, centroids = cells.measures.areas, cells.measures.centroids
+        areas, centroids = cells.traits.areas, cells.traits.centroids
     else:
         measured = Rings.from_shapely(cells.geometry).measures()
         areas, centroids = measured[:, 0], measured[:, 1:]

@@ -102,7 +102,7 @@ class SlideCells:
         """(n,) int64 row of each cell's first nucleus that has an outline, -1 for none."""
         out = np.full(len(self), -1, dtype=np.int64)
         if self.nuclei is not None:
-            whole = np.flatnonzero((self.cell_of_nucleus >= 0) & (self.nuclei.measures.n_rings > 0))[::-1]
+            whole = np.flatnonzero((self.cell_of_nucleus >= 0) & (self.nuclei.traits.n_parts > 0))[::-1]
             out[self.cell_of_nucleus[whole]] = whole
         return out
 

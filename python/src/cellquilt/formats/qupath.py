@@ -108,7 +108,7 @@ class _Properties:
         self._measured: dict[str, NDArray] = {}
         if MICRONS in cells.outlines.transforms:
             scale = length_scale(cells.outlines.transforms[MICRONS])
-            self._measured["Area µm^2"] = cells.outlines.measures.areas * scale**2
+            self._measured["Area µm^2"] = cells.outlines.traits.areas * scale**2
         if not cells.store.has("tables", TABLE):
             return
         known = read_cells(View([cells.store.path]))

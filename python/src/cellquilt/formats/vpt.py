@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from cellquilt.core.parquet import ParquetWriter, arrow_array
 from cellquilt.core.points import iter_points, points_columns
 from cellquilt.core.transforms import MICRONS
+from cellquilt.core.vizgen import CELLS_SCHEMA
 from cellquilt.formats.cells import POINTS, SlideCells, mapped
 from cellquilt.geometry.outlines import Outlines
 from cellquilt.geometry.polygons import Rings
@@ -17,19 +18,6 @@ from cellquilt.geometry.wkb import wkb_of_rings
 
 CELL_FILE, NUCLEUS_FILE = "cell_boundaries.parquet", "nucleus_boundaries.parquet"
 _CELLS_PER_GROUP = 2048
-_SCHEMA = pa.schema(
-    [
-        ("ID", pa.int64()),
-        ("EntityID", pa.int64()),
-        ("ZIndex", pa.int64()),
-        ("Geometry", pa.binary()),
-        ("Type", pa.string()),
-        ("ZLevel", pa.float64()),
-        ("Name", pa.string()),
-        ("ParentID", pa.int64()),
-        ("ParentType", pa.string()),
-    ]
-)
 
 
 def write_vpt(cells: SlideCells, folder: Path, *, memory_mb: int = 1500) -> None:
@@ -80,7 +68,7 @@ class _Writer:
     def __init__(self, path: Path, kind: str, planes: NDArray[np.int64], levels: NDArray) -> None:
         column = {"encoding": "WKB", "crs": None, "geometry_types": ["MultiPolygon"]}
         geo = {"version": "1.1.0", "primary_column": "Geometry", "columns": {"Geometry": column}}
-        schema = _SCHEMA.with_metadata({b"geo": json.dumps(geo).encode()})
+        schema = CELLS_SCHEMA.with_metadata({b"geo": json.dumps(geo).encode()})
         self._kind, self._planes, self._levels, self._schema = kind, planes, levels, schema
         self._writer = ParquetWriter(path, schema, compression="zstd")
         self._n_rows = 0

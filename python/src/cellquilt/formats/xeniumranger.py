@@ -64,7 +64,7 @@ def write_xeniumranger(cells: SlideCells, folder: Path, *, memory_mb: int = 1500
     for batch in batches(["cell_id"]):
         row = cells.rows_of(batch.column("cell_id").combine_chunks())
         held += np.bincount(row[row >= 0], minlength=len(cells))
-    shaped = cells.outlines.measures.n_rings > 0
+    shaped = cells.outlines.traits.n_parts > 0
     used = (held > 0) & shaped
     lost = int(held[~shaped].sum())
     if lost:

@@ -1,7 +1,6 @@
 """The outlines of a shapes element, read in parts: for more cells than memory holds at once."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.shapes import GeoParquetFile, ShapesFile
 from cellquilt.core.transforms import Affine, apply
+from cellquilt.geometry.packed import Traits
 from cellquilt.geometry.polygons import Rings, offsets_of
 from cellquilt.geometry.wkb import rings_from_wkb
 
@@ -29,24 +29,6 @@ def rings_of(file: GeoParquetFile, wkb: pa.Array) -> Rings:
         return rings_from_wkb(wkb)
     except (shapely.errors.ShapelyError, TypeError) as error:
         raise CellquiltError("geoparquet-unreadable", f"{file.path} holds no polygons (WKB): {error}") from error
-
-
-@dataclass(frozen=True)
-class Measures:
-    """What is known of every outline without holding it.
-
-    Attributes
-    ----------
-    areas, centroids
-        (n,) and (n, 2) float64, as `Rings.areas` and `Rings.centroids` have them.
-    n_rings, n_vertices
-        (n,) int64.
-    """
-
-    areas: NDArray[np.float64]
-    centroids: NDArray[np.float64]
-    n_rings: NDArray[np.int64]
-    n_vertices: NDArray[np.int64]
 
 
 class Outlines:
@@ -119,16 +101,9 @@ class Outlines:
             start += len(wkb)
 
     @cached_property
-    def measures(self) -> Measures:
-        """Areas, centroids and sizes, from one pass over the file."""
-        n = len(self)
-        found = Measures(np.zeros(n), np.zeros((n, 2)), np.zeros(n, np.int64), np.zeros(n, np.int64))
-        for at, rings in self.parts():
-            measures = rings.measures()
-            found.areas[at], found.centroids[at] = measures[:, 0], measures[:, 1:]
-            found.n_rings[at] = np.diff(rings.polygon_offsets)
-            found.n_vertices[at] = np.diff(rings.ring_offsets[rings.polygon_offsets])
-        return found
+    def traits(self) -> Traits:
+        """Of all polygons, from one pass over the file."""
+        return Traits.join([Traits.of(rings) for _, rings in self.parts()])
 
     def rings(self, wanted: NDArray[np.bool_] | None = None, *, matrix: Affine | None = None) -> Rings:
         """Many polygons as arrays; takes 16 bytes a vertex and little more.
@@ -140,11 +115,11 @@ class Outlines:
         matrix
             (3, 3) map of the coordinates. Default: their own.
         """
-        n_rings, n_vertices = self.measures.n_rings, self.measures.n_vertices
+        n_rings, n_vertices = self.traits.n_rings, self.traits.n_vertices
         if wanted is not None:
             n_rings, n_vertices = n_rings[wanted], n_vertices[wanted]
         polygon_offsets = offsets_of(n_rings)
-        coords = np.empty((int(n_vertices.sum()), 2))
+        coords = np.empty((int(n_vertices.sum(dtype=np.int64)), 2))
         ring_offsets = np.zeros(int(polygon_offsets[-1]) + 1, np.int64)
         exterior = np.zeros(ring_offsets.size - 1, bool)
         ring = vertex = 0

@@ -45,6 +45,8 @@ class Traits:
         (n, 3) float64: area and centroid, as `Rings.measures`.
     n_parts
         (n,) int32, 0 for an empty polygon.
+    n_rings, n_vertices
+        (n,) int32.
     on_lattice
         (n,) bool, all coordinates are whole numbers.
     """
@@ -52,12 +54,26 @@ class Traits:
     bounds: NDArray[np.float64]
     measures: NDArray[np.float64]
     n_parts: NDArray[np.int32]
+    n_rings: NDArray[np.int32]
+    n_vertices: NDArray[np.int32]
     on_lattice: NDArray[np.bool_]
 
     @classmethod
     def of(cls, rings: Rings) -> "Traits":
         """Measured."""
-        return cls(rings.bounds(), rings.measures(), rings.n_parts().astype(np.int32), rings.on_lattice())
+        n_parts, n_rings = rings.n_parts().astype(np.int32), np.diff(rings.polygon_offsets).astype(np.int32)
+        n_vertices = np.diff(rings.ring_offsets[rings.polygon_offsets]).astype(np.int32)
+        return cls(rings.bounds(), rings.measures(), n_parts, n_rings, n_vertices, rings.on_lattice())
+
+    @property
+    def areas(self) -> NDArray[np.float64]:
+        """(n,) as `Rings.areas`."""
+        return self.measures[:, 0]
+
+    @property
+    def centroids(self) -> NDArray[np.float64]:
+        """(n, 2) as `Rings.centroids`."""
+        return self.measures[:, 1:]
 
     @classmethod
     def join(cls, parts: "list[Traits]") -> "Traits":

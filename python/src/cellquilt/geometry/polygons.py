@@ -166,7 +166,7 @@ class Rings:
         return self.measures()[:, 1:]
 
 
-def offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+def offsets_of(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
     """(n + 1,) int64 offsets of consecutive runs with the given lengths."""
     out = np.zeros(lengths.size + 1, dtype=np.int64)
     np.cumsum(lengths, out=out[1:])

@@ -18,6 +18,7 @@ import shapely
 
 from cellquilt.core.log import progress
 from cellquilt.core.parquet import ParquetWriter
+from cellquilt.core.vizgen import CELLS_SCHEMA
 from cellquilt.geometry.polygonize import labels_to_polygons
 from cellquilt.simulate.cells import TYPE_NAMES
 from cellquilt.simulate.image import CHANNELS
@@ -203,19 +204,6 @@ _CELLS = pa.schema(
 )
 _NUCLEI = pa.schema(
     [("cell_id", pa.int64()), ("geometry", pa.binary()), ("area_um2", pa.float64()), ("cut_by_edge", pa.bool_())]
-)
-_MERSCOPE_CELLS = pa.schema(
-    [
-        ("ID", pa.int64()),
-        ("EntityID", pa.int64()),
-        ("ZIndex", pa.int64()),
-        ("Geometry", pa.binary()),
-        ("Type", pa.string()),
-        ("ZLevel", pa.float64()),
-        ("Name", pa.string()),
-        ("ParentID", pa.string()),
-        ("ParentType", pa.string()),
-    ]
 )
 
 
@@ -424,7 +412,7 @@ def write_merscope(slide: Slide, folder: Path, name: str, what: What, more: Mapp
     spools = {key: Spool(images / f".{key[0]}_{key[1]}.spool", slide.canvas, np.dtype(np.uint16)) for key in wanted}
     matrix = np.array([[1 / pixel, 0, -offset_um[0] / pixel], [0, 1 / pixel, -offset_um[1] / pixel], [0, 0, 1]])
     np.savetxt(images / "micron_to_mosaic_pixel_transform.csv", matrix, fmt="%.18e")
-    boundaries = TableStream(folder / "cell_boundaries.parquet", _MERSCOPE_CELLS)
+    boundaries = TableStream(folder / "cell_boundaries.parquet", CELLS_SCHEMA)
     columns = ["", "barcode_id", "global_x", "global_y", "global_z", "x", "y", "fov", "gene", "transcript_id"]
     kinds = [pa.int64(), pa.int32(), *[pa.float64()] * 5, pa.int32(), pa.string(), pa.string()]
     schema = pa.schema(list(zip(columns, kinds, strict=True)))
@@ -473,7 +461,6 @@ def _write_boundaries(slide: Slide, stream: TableStream, tile: Tile, outlines: n
     planes = len(slide.calibration.z_profile)
     ids = np.repeat(tile.cells.ids[tile.owned.index], planes)
     z = np.tile(np.arange(planes), len(multi))
-    nothing = pa.nulls(len(ids), pa.string())
     stream.write(
         {
             "ID": np.arange(stream.n_rows, stream.n_rows + len(ids)),
@@ -482,8 +469,6 @@ def _write_boundaries(slide: Slide, stream: TableStream, tile: Tile, outlines: n
             "Geometry": np.repeat(shapely.to_wkb(multi), planes),
             "Type": np.full(len(ids), "cell", dtype=object),
             "ZLevel": slide.calibration.z_step_um * (z + 1.0),
-            "Name": nothing,
-            "ParentID": nothing,
-            "ParentType": nothing,
+            **{name: pa.nulls(len(ids), CELLS_SCHEMA.field(name).type) for name in ("Name", "ParentID", "ParentType")},
         }
     )
