@@ -8,21 +8,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cellquilt.core import zarr_json
 from cellquilt.core.assignment import has_assignment
 from cellquilt.core.errors import CellquiltError, did_you_mean
 from cellquilt.core.images import open_image
+from cellquilt.core.labels import Labels
 from cellquilt.core.points import floats, points_columns, points_transforms
 from cellquilt.core.shapes import ShapesTable, read_shapes
 from cellquilt.core.store import Store
-from cellquilt.core.transforms import GLOBAL, Affine, from_ngff
+from cellquilt.core.transforms import GLOBAL, Affine
 from cellquilt.geometry.locate import PolygonIndex
 from cellquilt.geometry.polygons import Rings
 
@@ -413,18 +413,8 @@ def _labels_of(slide: Store, name: str, memory_mb: int) -> _Labels | None:
 
 
 def _labels_element(element: Path) -> _Labels:
-    import zarr
-
-    try:
-        multiscale = zarr_json.read_attributes(element)["ome"]["multiscales"][0]
-        array: Any = zarr.open_array(element / multiscale["datasets"][0]["path"], mode="r")
-        transforms = from_ngff(multiscale["coordinateTransformations"])
-        height, width = array.shape
-    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise CellquiltError(
-            "labels-unreadable", f"{element} is not a plane label image: {error}", "make the store anew"
-        ) from error
-    return _Labels((height, width), lambda y0, y1, x0, x1: np.asarray(array[y0:y1, x0:x1]), transforms)
+    labels = Labels(element)
+    return _Labels(labels.shape, labels.read, labels.transforms)
 
 
 def _labels_file(path: Path, memory_mb: int) -> _Labels:
