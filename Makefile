@@ -20,12 +20,16 @@ run: setup ## Run the pipeline: make run ARGS="--input sheet.csv --outdir result
 	@scripts/nextflow run main.nf $(ARGS)
 
 # Tests of what cannot be set up (proseg where there is no cargo) are skipped and say so.
-test: STAGES = core cellpose3 cellpose4 stardist nextflow $(shell command -v cargo >/dev/null && echo proseg)
+test: STAGES = core cellpose3 cellpose4 stardist domains nextflow $(shell command -v cargo >/dev/null && echo proseg)
 test: setup lint ## What CI runs: lint, types, layers, all tests
 	$(PYTEST) -m "not bench" tests $(ARGS)
+	.venv/domains/bin/python -m pytest -m "not bench" tests/domains $(ARGS)
 
 test-fast: setup ## Tests that take under two minutes together
 	$(PYTEST) -m "not bench and not slow" tests/unit $(ARGS)
+
+check-novae: ## A novae checkpoint against novae itself: PYTHON=/path/to/python (with novae 1.1.2) WEIGHTS=folder
+	cd tests && PYTHONPATH=../python/src CELLQUILT_NOVAE_WEIGHTS=$(abspath $(WEIGHTS)) $(PYTHON) -m pytest -rs -p no:cacheprovider domains/test_equal_to_novae.py -k live $(ARGS)
 
 check-baysor: setup ## Baysor's contract against a real one: on PATH, or through Julia in the environment of PYTHON=/path/to/python
 	CELLQUILT_REAL_BAYSOR=1 $(or $(PYTHON),$(CORE)/python) -m pytest -rs tests/contract/test_baysor.py $(ARGS)

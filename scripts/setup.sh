@@ -5,6 +5,7 @@
 #   .venv/cellpose3   Cellpose with CPnet models (the shipped model)
 #   .venv/cellpose4   Cellpose-SAM; only when asked for
 #   .venv/stardist    StarDist with TensorFlow; only when asked for
+#   .venv/domains     the model of spatial domains (torch), and what its tests need; only when asked for
 #   .venv/nextflow    a Java runtime and Nextflow; only where PATH has no Nextflow that is new enough
 #   .venv/proseg      proseg, from PATH or built by cargo (once, into the cache: about 12 minutes on two cores); only when
 #                     asked for, or where it is there already
@@ -189,8 +190,8 @@ stamp="$({ printf '%s\n' "$root"; cat "$root"/python/{uv.lock,pyproject.toml} "$
 missing=()
 for stage in "${stages[@]}"; do
     case "$stage" in
-        core | cellpose3 | cellpose4 | stardist | nextflow | proseg) ;;
-        *) fail "unknown stage \"$stage\"" "known: core, cellpose3, cellpose4, stardist, nextflow, proseg" ;;
+        core | cellpose3 | cellpose4 | stardist | domains | nextflow | proseg) ;;
+        *) fail "unknown stage \"$stage\"" "known: core, cellpose3, cellpose4, stardist, domains, nextflow, proseg" ;;
     esac
     program=python
     [ "$stage" != proseg ] || program=proseg
@@ -215,6 +216,7 @@ for stage in "${missing[@]}"; do
         cellpose3) make_stage cellpose3 --no-default-groups --extra cellpose3 ;;
         cellpose4) make_stage cellpose4 --no-default-groups --extra cellpose4 ;;
         stardist) make_stage stardist --no-default-groups --extra stardist ;;
+        domains) make_stage domains --extra sdata --extra report --extra domains --group dev ;;
         proseg) make_proseg ;;
         nextflow)
             if system_nextflow; then

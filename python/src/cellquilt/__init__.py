@@ -16,8 +16,9 @@ _PUBLIC = {
     "make_image_patches": "cellquilt.steps",
     "make_transcript_patches": "cellquilt.steps",
     "simulate": "cellquilt.simulate",
+    "spatial_neighbors": "cellquilt.domains.tables",
 }
-_MODULES = ("export", "io", "segmentation")
+_MODULES = ("domains", "export", "io", "segmentation")
 
 __all__ = [
     "CellquiltError",
@@ -25,18 +26,21 @@ __all__ = [
     "__version__",
     "aggregate",
     "compare",
+    "domains",
     "export",
     "io",
     "make_image_patches",
     "make_transcript_patches",
     "segmentation",
     "simulate",
+    "spatial_neighbors",
 ]
 
 if TYPE_CHECKING:
-    from cellquilt import export, io, segmentation
+    from cellquilt import domains, export, io, segmentation
     from cellquilt.core.errors import CellquiltError
     from cellquilt.core.settings import Settings
+    from cellquilt.domains.tables import spatial_neighbors
     from cellquilt.simulate import simulate
     from cellquilt.steps import aggregate, compare, make_image_patches, make_transcript_patches
 

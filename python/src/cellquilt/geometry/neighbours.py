@@ -1,0 +1,150 @@
+"""Which cells are neighbours: Delaunay edges up to a length, nearest neighbours, or the neighbours in a grid."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from scipy.spatial import Delaunay, QhullError, cKDTree
+
+MODES = ("delaunay", "knn", "grid")
+#: Neighbours in a grid farther than this times the median distance of the nearest are not neighbours: the grid ends.
+_GRID_REACH = 1.3
+
+
+@dataclass(frozen=True)
+class SpatialGraph:
+    """Undirected edges between cells, each stored in both directions.
+
+    Attributes
+    ----------
+    indptr
+        (n + 1,) int64: the neighbours of cell i are ``indices[indptr[i]:indptr[i + 1]]``.
+    indices
+        (n_edges,) int32, ascending in each row.
+    distance_um
+        (n_edges,) float32, above 0.
+    """
+
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.int32]
+    distance_um: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return self.indptr.size - 1
+
+    @property
+    def degree(self) -> NDArray[np.int64]:
+        """(n,) number of neighbours."""
+        return np.diff(self.indptr)
+
+    def to_csr(self) -> csr_matrix:
+        """(n, n) matrix of distances in µm."""
+        return csr_matrix((self.distance_um, self.indices, self.indptr), shape=(len(self), len(self)))
+
+    @classmethod
+    def from_csr(cls, matrix: csr_matrix) -> "SpatialGraph":
+        """From a symmetric (n, n) matrix of distances; its diagonal is left out."""
+        found = matrix.tocoo()
+        return _graph(found.row, found.col, found.data, matrix.shape[0])
+
+    @classmethod
+    def of_edges(cls, a: NDArray[np.integer], b: NDArray[np.integer], xy_um: NDArray[np.floating]) -> "SpatialGraph":
+        """From undirected edges, in any order and direction, perhaps several times.
+
+        Cells in one place are a tenth of the smallest other distance apart, so that their edge is not lost.
+        """
+        a, b = np.asarray(a, dtype=np.int64), np.asarray(b, dtype=np.int64)
+        length = np.linalg.norm(np.asarray(xy_um, dtype=np.float64)[a] - xy_um[b], axis=1)
+        some = length > 0
+        length[~some] = 0.1 * length[some].min() if some.any() else 0.1
+        return _graph(np.concatenate([a, b]), np.concatenate([b, a]), np.concatenate([length, length]), len(xy_um))
+
+
+def _graph(row: NDArray[np.integer], column: NDArray[np.integer], length: NDArray[np.floating], n: int) -> SpatialGraph:
+    key = row.astype(np.int64) * n + column
+    key, first = np.unique(key[row != column], return_index=True)
+    length = length[row != column][first]
+    row, column = np.divmod(key, max(n, 1))
+    indptr = np.zeros(n + 1, dtype=np.int64)
+    np.cumsum(np.bincount(row, minlength=n), out=indptr[1:])
+    return SpatialGraph(indptr, column.astype(np.int32), length.astype(np.float32))
+
+
+def neighbour_graph(
+    xy_um: NDArray[np.floating],
+    *,
+    mode: str = "delaunay",
+    radius_um: float | None = None,
+    n_neighbours: int | None = None,
+) -> SpatialGraph:
+    """Neighbours of cells in the plane.
+
+    Parameters
+    ----------
+    xy_um
+        (n, 2) centres in µm, finite.
+    mode
+        ``delaunay``: edges of the Delaunay triangulation. ``knn``: the nearest cells, of either; ``grid``: the nearest
+        that are not much farther than the very nearest usually are, as spots and bins have them.
+    radius_um
+        Longest edge; None keeps all.
+    n_neighbours
+        For ``knn`` and ``grid``; default 6.
+
+    Returns
+    -------
+    SpatialGraph
+        The same whatever the order of the cells but for ties (four cells on a circle, equal distances).
+    """
+    xy: NDArray[np.float64] = np.asarray(xy_um, dtype=np.float64)
+    n = len(xy)
+    if mode not in MODES:
+        raise ValueError(f"unknown mode {mode!r}, expected one of {', '.join(MODES)}")
+    if not np.isfinite(xy).all():
+        raise ValueError("coordinates must be finite")
+    if n < 2:
+        return SpatialGraph(np.zeros(n + 1, dtype=np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
+    a, b = _delaunay(xy) if mode == "delaunay" else _nearest(xy, n_neighbours or 6, mode == "grid")
+    if radius_um is not None:
+        near = np.linalg.norm(xy[a] - xy[b], axis=1) <= radius_um
+        a, b = a[near], b[near]
+    return SpatialGraph.of_edges(a, b, xy)
+
+
+def _delaunay(xy: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Edges of the triangulation; of cells in one place all others hang on the first."""
+    _, first, inverse = np.unique(xy, axis=0, return_index=True, return_inverse=True)
+    leader = first[inverse.ravel()]
+    same = np.flatnonzero(leader != np.arange(len(xy)))
+    own = np.sort(first)  # the triangulation of ties depends on the order: that of the cells
+    places = xy[own]
+    try:
+        corners = Delaunay(places).simplices if len(places) > 2 else np.empty((0, 3), np.int64)
+    except QhullError:
+        corners = np.empty((0, 3), np.int64)  # all on one line
+    if len(corners):
+        i, j = corners.ravel(), corners[:, [1, 2, 0]].ravel()
+    else:
+        along = np.argsort(places @ _direction(places), kind="stable")
+        i, j = along[:-1], along[1:]
+    return np.concatenate([leader[same], own[i]]), np.concatenate([same, own[j]])
+
+
+def _direction(xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.linalg.svd(xy - xy.mean(axis=0), full_matrices=False)[2][0]
+
+
+def _nearest(xy: NDArray[np.float64], k: int, grid: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    k = min(k, len(xy) - 1)
+    length, found = cKDTree(xy).query(xy, k=k + 1)
+    a = np.repeat(np.arange(len(xy)), k + 1)
+    b, length = found.ravel(), length.ravel()
+    other = a != b
+    a, b, length = a[other], b[other], length[other]
+    if grid:
+        nearest = np.full(len(xy), np.inf)
+        np.minimum.at(nearest, a, length)
+        reach = _GRID_REACH * np.median(nearest) * (np.sqrt(2) if k >= 8 else 1.0)
+        a, b = a[length <= reach], b[length <= reach]
+    return a, b

@@ -1,0 +1,146 @@
+"""The graph against scipy, neighbourhoods against products of matrices, attention against whole matrices."""
+
+import numpy as np
+import pytest
+import torch
+from cellquilt.domains.attention import GraphAttention, own_lengths
+from cellquilt.domains.neighbourhoods import at, make_batch, within
+from cellquilt.geometry.neighbours import SpatialGraph, neighbour_graph
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_matrix, identity
+from scipy.spatial import Delaunay, cKDTree
+
+
+def places(seed: int, n: int = 200, width: float = 200) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(0, width, (n, 2))
+
+
+def dense(graph: SpatialGraph) -> np.ndarray:
+    return graph.to_csr().toarray()
+
+
+def test_delaunay_edges_up_to_the_radius():
+    xy = places(0)
+    got = dense(neighbour_graph(xy, radius_um=25))
+    want = np.zeros_like(got)
+    for a, b, c in Delaunay(xy).simplices:
+        for i, j in ((a, b), (b, c), (c, a)):
+            length = np.hypot(*(xy[i] - xy[j]))
+            want[i, j] = want[j, i] = length if length <= 25 else 0
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    assert (want > 0).sum() > 600
+
+
+def test_nearest_neighbours_are_symmetric():
+    xy = places(1)
+    got = dense(neighbour_graph(xy, mode="knn", n_neighbours=4)) > 0
+    want = np.zeros_like(got)
+    want[np.repeat(np.arange(200), 4), cKDTree(xy).query(xy, 5)[1][:, 1:].ravel()] = True
+    assert np.array_equal(got, want | want.T)
+
+
+@pytest.mark.parametrize(("n_neighbours", "inner"), [(4, 4), (8, 8)])
+def test_a_square_grid(n_neighbours, inner):
+    xy = np.stack(np.meshgrid(np.arange(10), np.arange(10)), -1).reshape(-1, 2) * 8.0
+    degree = neighbour_graph(xy, mode="grid", n_neighbours=n_neighbours).degree.reshape(10, 10)
+    assert (degree[1:-1, 1:-1] == inner).all()
+    assert degree[0, 0] == {4: 2, 8: 3}[n_neighbours]
+
+
+def test_cells_in_one_place_and_on_a_line_keep_their_edges():
+    xy = places(2, 30)
+    graph = neighbour_graph(np.vstack([xy, xy[:3]]), radius_um=80)
+    assert (graph.distance_um > 0).all()
+    assert (graph.degree > 0).all()
+    assert dense(graph)[0, 30] > 0
+    line = neighbour_graph(np.column_stack([np.arange(6)[::-1] * 10.0, np.zeros(6)]))
+    assert line.degree.tolist() == [1, 2, 2, 2, 2, 1]
+    assert len(neighbour_graph(np.zeros((1, 2)))) == 1
+    assert neighbour_graph(np.zeros((0, 2))).indices.size == 0
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4))
+@settings(max_examples=20, deadline=None)
+def test_hops_are_powers_of_the_graph(seed, hops):
+    graph = neighbour_graph(places(seed, 60), radius_um=40)
+    step = (graph.to_csr() > 0).astype(int) + identity(60, dtype=int)
+    powers = [identity(60, dtype=int)]
+    for _ in range(hops):
+        powers.append((powers[-1] @ step > 0).astype(int))
+    near, far = within(graph, hops), at(graph, hops)
+    ones = [csr_matrix((np.ones(part.indices.size), part.indices, part.indptr), (60, 60)) for part in (near, far)]
+    assert np.array_equal(ones[0].toarray() > 0, powers[-1].toarray() > 0)
+    assert np.array_equal(ones[1].toarray() > 0, (powers[-1].toarray() > 0) & (powers[-2].toarray() == 0))
+
+
+def test_a_batch_holds_the_induced_graphs():
+    graph = neighbour_graph(places(3, 120), radius_um=40)
+    near, whole = within(graph, 2), dense(graph)
+    cells = np.array([5, 77, 5, 0])
+    batch = make_batch(graph, near, cells)
+    n = batch.ptr[-1]
+    got = csr_matrix((batch.distance_um, batch.indices, batch.indptr), (n, n)).toarray()
+    for p, cell in enumerate(cells):
+        part = slice(batch.ptr[p], batch.ptr[p + 1])
+        members = batch.cells[part]
+        assert cell in members
+        assert members.tolist() == near.indices[near.indptr[cell] : near.indptr[cell + 1]].tolist()
+        assert np.array_equal(got[part, part], whole[np.ix_(members, members)].astype(np.float32))
+        assert got[part].sum() == pytest.approx(got[part, part].sum())
+
+
+def reference(left, right, edge, attention, heads, batch, length, own):
+    """Attention with whole matrices."""
+    n, size = left.shape[0], left.shape[1] // heads
+    connected = np.zeros((n, n), dtype=bool)
+    d = np.zeros((n, n))
+    row = np.repeat(np.arange(n), np.diff(batch.indptr))
+    connected[row, batch.indices], d[row, batch.indices] = True, length
+    connected[np.arange(n), np.arange(n)], d[np.arange(n), np.arange(n)] = True, own
+    d = torch.from_numpy(d)[:, :, None]
+    value = torch.nn.functional.leaky_relu(left[None] + right[:, None] + edge * d, 0.2) * attention
+    score = value.view(n, n, heads, size).sum(-1)
+    score = score.masked_fill(~torch.from_numpy(connected)[:, :, None], -torch.inf)
+    weight = torch.softmax(score, dim=1)
+    return torch.einsum("ijh,jhc->ihc", weight, left.view(n, heads, size)).reshape(n, -1)
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_attention_and_its_gradient_are_those_of_whole_matrices(heads):
+    graph = neighbour_graph(places(4, 80), radius_um=50)
+    batch = make_batch(graph, within(graph, 1), np.array([3, 50, 60]))
+    length = batch.distance_um / 20
+    own = own_lengths(batch.indptr, length)
+    generator = torch.Generator().manual_seed(0)
+    n, width = int(batch.ptr[-1]), 8 * heads
+    parts = [torch.randn(n, width, generator=generator), torch.randn(n, width, generator=generator)]
+    parts += [torch.randn(width, generator=generator), torch.randn(width, generator=generator)]
+    target = torch.randn(n, width, generator=generator)
+    found = []
+    for exact in (False, True):
+        own_parts = [part.clone().double() if exact else part.clone() for part in parts]
+        for part in own_parts:
+            part.requires_grad_()
+        if exact:
+            out = reference(*own_parts, heads, batch, length, own)
+        else:
+            arrays = (batch.ptr, batch.indptr, batch.indices, length, own)
+            out = GraphAttention.apply(*own_parts, heads, *arrays)
+        (out * target).sum().backward()
+        found.append([out.detach(), *[part.grad for part in own_parts]])
+    for ours, exact in zip(*found, strict=True):
+        np.testing.assert_allclose(ours.numpy(), exact.numpy(), rtol=2e-4, atol=2e-4)
+    assert found[0][0].abs().max() > 0.1
+
+
+def test_a_node_alone_looks_at_itself():
+    graph = SpatialGraph.from_csr(csr_matrix((3, 3), dtype=np.float32))
+    batch = make_batch(graph, within(graph, 2), np.array([1]))
+    assert (batch.ptr.tolist(), batch.cells.tolist(), batch.indices.size) == ([0, 1], [1], 0)
+    own = own_lengths(batch.indptr, batch.distance_um)
+    left = torch.randn(1, 8)
+    out = GraphAttention.apply(
+        left, left, torch.ones(8), torch.ones(8), 2, batch.ptr, batch.indptr, batch.indices, batch.distance_um, own
+    )
+    assert torch.equal(out, left)
