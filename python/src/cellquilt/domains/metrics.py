@@ -96,7 +96,7 @@ def heuristic(
     for table, part in _slides(adata, obs_key, slide_key):
         codes, names = _codes(table, part.rows, obs_key)
         number = np.bincount(codes[codes >= 0], minlength=len(names))
-        share = number / max(number.sum(), 1)
+        share = number / max(int(number.sum()), 1)
         found.append(_fide(table, part, obs_key, n_classes) * entropy(share) / math.log2(n_classes))
     return float(np.mean(found))
 
