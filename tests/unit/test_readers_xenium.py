@@ -27,7 +27,7 @@ from cellquilt.core.shapes import read_shapes
 from cellquilt.core.store import Store
 from cellquilt.geometry.polygons import Rings
 from cellquilt.geometry.rasterize import polygons_to_labels
-from cellquilt.readers import convert_slide, transcripts
+from cellquilt.readers import convert_slide, transcript_table
 from cellquilt.resolve.stage import resolve_slide
 from cellquilt.simulate import simulate
 from cellquilt.simulate.xenium import xenium_ids
@@ -459,7 +459,7 @@ def test_gzipped_transcripts_and_a_table_given_beside(bundle, tmp_path) -> None:
 
 
 def test_transcripts_are_streamed(bundle, monkeypatch) -> None:
-    monkeypatch.setattr(transcripts, "BATCH_ROWS", 400)
+    monkeypatch.setattr(transcript_table, "BATCH_ROWS", 400)
     n = 2500
     rng = np.random.default_rng(0)
     table = pa.table(
