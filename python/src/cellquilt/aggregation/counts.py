@@ -309,8 +309,7 @@ class PairCounts:
         """Count one batch of keys, (n,) int64 in any order."""
         if keys.size == 0:
             return
-        keys = np.sort(keys)
-        self._runs.append(_run_lengths(keys))
+        self._runs.append(_run_lengths(_sorted_by_row(keys) if _rows_are_short(keys) else np.sort(keys)))
         while len(self._runs) > 1 and 2 * self._runs[-1][0].size >= self._runs[-2][0].size:
             self._merge_last()
 
@@ -430,6 +429,38 @@ def _inside(x, y, matrix, height, width):
             out[i] = np.isfinite(px) and np.isfinite(py)
         else:
             out[i] = 0 <= px < width and 0 <= py < height
+    return out
+
+
+#: Most keys of one row that are put in order one by one.
+_SHORT_ROW = 128
+
+
+def _rows_are_short(keys: NDArray[np.int64]) -> bool:
+    """Whether keys are best sorted by their row first: many rows of few keys each, as batches of a large slide have."""
+    n_rows = (int(keys.max()) >> _GENE_BITS) + 1
+    return n_rows <= 2 * keys.size and int(np.bincount(keys >> _GENE_BITS).max()) <= _SHORT_ROW
+
+
+@numba.njit(cache=True, nogil=True)
+def _sorted_by_row(keys):
+    """Sort keys by counting how many each row has, then the few of a row one by one."""
+    starts = np.zeros((keys.max() >> _GENE_BITS) + 2, dtype=np.int64)
+    for key in keys:
+        starts[(key >> _GENE_BITS) + 1] += 1
+    for row in range(starts.size - 1):
+        starts[row + 1] += starts[row]
+    out = np.empty_like(keys)
+    for key in keys:
+        row = key >> _GENE_BITS
+        out[starts[row]] = key
+        starts[row] += 1
+    for i in range(1, out.size):
+        key, k = out[i], i
+        while k > 0 and out[k - 1] > key:
+            out[k] = out[k - 1]
+            k -= 1
+        out[k] = key
     return out
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cellquilt.core.errors import CellquiltError
-from cellquilt.core.parquet import ParquetWriter, arrow_array
+from cellquilt.core.parquet import RISING, ParquetWriter, arrow_array, encoding_of
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -41,7 +41,8 @@ class AssignmentWriter:
     """Write the cells of all transcripts, batch by batch in the order of the points."""
 
     def __init__(self, path: Path) -> None:
-        self._writer = ParquetWriter(path, _SCHEMA, compression="zstd")
+        encoding = encoding_of(_SCHEMA, {"transcript_id": RISING, "cell": RISING})
+        self._writer = ParquetWriter(path, _SCHEMA, compression="zstd", **encoding)
 
     def write(self, transcript_id: NDArray[np.uint64], cell: NDArray[np.integer]) -> None:
         """Append a batch: row of each transcript's cell, `NO_CELL` or `NOT_SEGMENTED`."""

@@ -1,11 +1,16 @@
 """Parquet files on a disk that may get full."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+#: Encodings of Parquet for numbers that rise by little, and for floats that are all different.
+RISING, SCATTERED = "DELTA_BINARY_PACKED", "BYTE_STREAM_SPLIT"
 
 
 class ParquetWriter(pq.ParquetWriter):
@@ -20,6 +25,24 @@ class ParquetWriter(pq.ParquetWriter):
     def __del__(self) -> None:
         if getattr(self, "is_open", False):
             self.abandon()
+
+
+def encoding_of(schema: pa.Schema, by_name: Mapping[str, str]) -> dict[str, Any]:
+    """Options of a `ParquetWriter` for columns that a dictionary does not suit.
+
+    Parquet tries one for every column. For coordinates and numbers of rows, which hardly ever repeat, looking for
+    repetitions takes longer than writing them.
+
+    Parameters
+    ----------
+    schema
+        The columns. Those that are no numbers are left alone.
+    by_name
+        Column → Parquet's name of an encoding.
+    """
+    numeric = {field.name for field in schema if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)}
+    own = {name: encoding for name, encoding in by_name.items() if name in numeric}
+    return {"use_dictionary": [name for name in schema.names if name not in own], "column_encoding": own}
 
 
 def arrow_array(values: np.ndarray) -> pa.Array:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from cellquilt.core import zarr_json
 from cellquilt.core.errors import CellquiltError
-from cellquilt.core.parquet import ParquetWriter
+from cellquilt.core.parquet import RISING, SCATTERED, ParquetWriter, encoding_of
 from cellquilt.core.transforms import Affine, element_transforms, to_ngff
 
 _FOLDER = "points.parquet"
+_ENCODING = {"x": SCATTERED, "y": SCATTERED, "z": SCATTERED, "transcript_id": RISING}
 ROWS_PER_PART = 4_000_000
 #: Bytes that one transcript takes while it is worked on, columns of the machine included.
 _BYTES_A_TRANSCRIPT = 400
@@ -64,7 +65,11 @@ class PointsWriter:
         if self._writer is None or self._rows_in_part >= ROWS_PER_PART:
             self._close_part()
             self._writer = ParquetWriter(
-                self._folder / f"part.{self._part}.parquet", self._schema, compression="zstd", compression_level=1
+                self._folder / f"part.{self._part}.parquet",
+                self._schema,
+                compression="zstd",
+                compression_level=1,
+                **encoding_of(self._schema, _ENCODING),
             )
         self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
         self._rows_in_part += table.num_rows

@@ -50,7 +50,13 @@ def apply(matrix: Affine, xy: np.ndarray) -> np.ndarray:
     numpy.ndarray
         (n, 2) float64.
     """
-    return np.asarray(xy, dtype=np.float64) @ matrix[:2, :2].T + matrix[:2, 2]
+    x, y = np.asarray(xy, dtype=np.float64).T
+    out = np.empty((len(x), 2))
+    for row, column in zip(matrix[:2], out.T, strict=True):  # no matrix product: its threads cost more than it does
+        np.multiply(x, row[0], out=column)
+        column += row[1] * y
+        column += row[2]
+    return out
 
 
 def length_scale(matrix: Affine) -> float:

@@ -23,7 +23,7 @@ from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.genes import GeneNames
 from cellquilt.core.log import progress
-from cellquilt.core.parquet import ParquetWriter, arrow_array
+from cellquilt.core.parquet import RISING, SCATTERED, ParquetWriter, arrow_array, encoding_of
 from cellquilt.core.points import (
     batch_rows,
     bools,
@@ -60,8 +60,11 @@ _FILE = "transcripts.parquet"
 _FILES_AT_A_TIME = 400
 _BYTES_A_ROW = 41
 _LARGEST_ROW_GROUP = 1 << 20
-#: Coordinates hardly ever repeat: to look for repetitions takes as long as writing them.
-_ENCODING: dict[str, Any] = {"compression": "zstd", "compression_level": 1, "use_dictionary": ["gene", "prior_cell"]}
+_ENCODING: dict[str, Any] = {
+    "compression": "zstd",
+    "compression_level": 1,
+    **encoding_of(SCHEMA, {"transcript_id": RISING, "x_um": SCATTERED, "y_um": SCATTERED, "z_um": SCATTERED}),
+}
 #: Why a transcript is not segmented, by code; 0 is one that is.
 REASONS = ("", "control", "low_quality", "without_coordinates")
 

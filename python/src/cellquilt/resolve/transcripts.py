@@ -111,7 +111,9 @@ def resolve_molecules(
         windows=Windows(*window_bounds([patch for patch in result.patches if patch.get("error") is None])),
         identity=result.cells["prior_cell"],
     )
-    geometry = np.asarray(shapely.transform(resolution.geometry, lambda xy: apply(to_global, xy)), dtype=object)
+    geometry = np.asarray(resolution.geometry, dtype=object)
+    if not np.array_equal(to_global, np.eye(3)):
+        geometry = np.asarray(shapely.transform(geometry, lambda xy: apply(to_global, xy)), dtype=object)
     order = raster_order(geometry)
     claims = _Claims(result, resolution, order)
     paths = [scratch / ASSIGNMENT]
@@ -159,6 +161,12 @@ class _Claims:
         The transcripts with their patch and label.
     cell_of_copy
         (n_copies,) int64 row of the cell that each copy is or is merged into; -1 if it was dropped.
+    patches, windows
+        (n_patches,) their numbers, ascending; (n_patches, 4) what they saw, infinite on the slide's own sides.
+    first_copy
+        (n_patches + 1,) int64 where the copies of each patch start; of one patch they are in the order of their labels.
+    labels
+        (n_copies,) int32 label of each copy in its patch.
     outlines, cells
         The cells' outlines, in µm, and their index.
     winner_of_copy
@@ -181,6 +189,8 @@ class _Claims:
         self.rank[best_first] = np.arange(len(order))
         self.patches, self.windows = window_bounds(result.patches)
         self._keys = _key(result.cells["patch"], result.cells["label"])
+        self.first_copy = np.append(np.searchsorted(result.cells["patch"], self.patches), len(self.cell_of_copy))
+        self.labels = np.ascontiguousarray(result.cells["label"], dtype=np.int32)
         a, b = resolution.pairs.T
         loser, winner = np.concatenate([a, b]), np.concatenate([b, a])
         lost = (self.cell_of_copy[loser] < 0) & (self.cell_of_copy[winner] >= 0)
@@ -216,7 +226,7 @@ def _assign(
     claims: _Claims, points: Path, output: Path, settings: Settings
 ) -> tuple[dict[str, int], NDArray[np.int64]]:
     """Write the cell of every transcript; returns what happened to how many, and the transcripts of each cell."""
-    rows = max(settings["memory_mb"] * 1_000_000 // (4 * _BYTES_A_TRANSCRIPT), 10_000)
+    rows = max(min(settings["memory_mb"] * 1_000_000 // (4 * _BYTES_A_TRANSCRIPT), 1_000_000), 10_000)
     there = points_columns(points)
     columns = [name for name in ("transcript_id", "x", "y", "z", "is_control", "passes_qv") if name in there]
     n_cells = len(claims.rank)
@@ -248,27 +258,30 @@ def _assign_batch(
     claims: _Claims, ids: NDArray[np.uint64], x: NDArray[np.float64], y: NDArray[np.float64], threads: int
 ) -> tuple[NDArray[np.int64], dict[str, int]]:
     """Row of each transcript's cell, `NO_CELL`, or `NOT_SEGMENTED` where no patch has it."""
-    order = np.argsort(ids, kind="stable")
-    ordered = ids[order]
+    # Readers number transcripts as they come: then nothing has to be put in order.
+    order = np.empty(0, dtype=np.int64) if (ids[1:] > ids[:-1]).all() else np.argsort(ids, kind="stable")
+    ordered = ids[order] if order.size else ids
+    place = np.column_stack([x, y])
     cell = np.full(len(ids), NOT_SEGMENTED, dtype=np.int64)
-    depth = np.full(len(ids), -np.inf)
-    deepest = np.full(len(ids), -np.inf)  # of all patches that have a transcript, whatever they made of it
+    # How deep whoever has a transcript sees it, and of all patches that have it, whatever they made of it.
+    depth = np.full((len(ids), 2), -np.inf)
     contested = np.zeros(len(ids), dtype=np.bool_)
     left: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]] = []
     n_claims = 0
-    for table in claims.files.among(ordered):
-        row = order[np.searchsorted(ordered, table.column("transcript_id").to_numpy())]
-        patch = table.column("patch").to_numpy()
-        copy = claims.copy_of(patch, table.column("label").to_numpy())
-        owner = np.append(claims.cell_of_copy, -1)[copy]
-        window = claims.windows[np.searchsorted(claims.patches, patch)]
-        xy = np.column_stack([x[row], y[row]])
-        deep = np.minimum(xy - window[:, :2], window[:, 2:] - xy).min(axis=1, initial=np.inf)
-        np.maximum.at(deepest, row, deep)
-        _claim(row, owner, deep, claims.rank, cell, depth, contested)
-        dropped = (copy >= 0) & (owner < 0)
-        left.append((row[dropped], copy[dropped], deep[dropped]))
-        n_claims += table.num_rows
+    for table in claims.files.between(int(ordered[0]), int(ordered[-1])) if len(ids) else ():
+        own, patch, label = (table.column(name).to_numpy() for name in ("transcript_id", "patch", "label"))
+        n, *dropped = _claim(
+            own, patch, label, claims.patches, claims.windows, claims.first_copy, claims.labels, claims.cell_of_copy,
+            claims.rank, ordered, order, place, cell, depth, contested,
+        )  # fmt: skip
+        if n < 0:
+            raise CellquiltError(
+                "molecule-result-invalid",
+                "the results have transcripts of a patch that they do not name",
+                "segment the bundles again",
+            )
+        n_claims += n
+        left.append((dropped[0], dropped[1], dropped[2]))
     taken = 0
     if left:
         row, copy, deep = (np.concatenate(parts) for parts in zip(*left, strict=True))
@@ -277,9 +290,9 @@ def _assign_batch(
         inside = claims.cells.locate_columns(x[row], y[row], threads=threads)
         won = claims.lost_to(copy, inside)
         cell[row[won]] = inside[won]
-        between = np.flatnonzero((inside < 0) & (deep == deepest[row]) & (claims.winner_of_copy[copy] >= 0))
-        place = shapely.points(x[row[between]], y[row[between]])
-        near = shapely.distance(claims.outlines[claims.winner_of_copy[copy[between]]], place) <= _NEAR_UM
+        between = np.flatnonzero((inside < 0) & (deep == depth[row, 1]) & (claims.winner_of_copy[copy] >= 0))
+        points = shapely.points(place[row[between]])
+        near = shapely.distance(claims.outlines[claims.winner_of_copy[copy[between]]], points) <= _NEAR_UM
         # Where two patches see it equally deep, the copy that comes first has it: it is written last.
         last_first = between[near][np.argsort(-copy[between[near]], kind="stable")]
         cell[row[last_first]] = claims.winner_of_copy[copy[last_first]]
@@ -288,18 +301,69 @@ def _assign_batch(
 
 
 @numba.njit(cache=True, nogil=True)
-def _claim(row, owner, deep, rank, cell, depth, contested):
-    """Let the owners of some claims have their transcripts, where they see them deeper than those that have them."""
-    for k in range(row.size):
-        i, new = row[k], owner[k]
+def _place(value, ordered, low, high, guess):
+    """Where a value is among ordered[low:high], -1 if it is not there; at once where the guess is right."""
+    if low <= guess < high and ordered[guess] == value:
+        return guess
+    stop = high
+    while low < high:
+        middle = (low + high) // 2
+        if ordered[middle] < value:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low < stop and ordered[low] == value else -1
+
+
+@numba.njit(cache=True, nogil=True)
+def _claim(
+    ids, patch, label, patches, windows, first_copy, labels, cell_of_copy, rank, ordered, order, place, cell, depth,
+    contested,
+):  # fmt: skip
+    """Let the cells of some rows of a result have their transcripts, where they see them deeper than who has them.
+
+    Returns how many rows are about transcripts of this batch (-1 if a patch is not known), and those among them whose
+    copy was dropped: row in the batch, copy, depth.
+    """
+    rows = np.empty(ids.size, dtype=np.int64)
+    copies = np.empty(ids.size, dtype=np.int64)
+    depths = np.empty(ids.size, dtype=np.float64)
+    n_found = n_dropped = 0
+    # Numbers of rows without a gap: then the place of one is how far it is from the first.
+    without_gap = ordered[-1] - ordered[0] == ordered.size - 1
+    p = -1
+    for k in range(ids.size):
+        if ids[k] < ordered[0] or ids[k] > ordered[-1]:
+            continue
+        at = np.int64(ids[k] - ordered[0])
+        if not without_gap:
+            at = _place(ids[k], ordered, 0, ordered.size, at)
+            if at < 0:
+                continue
+        n_found += 1
+        if p < 0 or patches[p] != patch[k]:
+            p = _place(patch[k], patches, 0, patches.size, p + 1)
+            if p < 0:
+                return -1, rows[:0], copies[:0], depths[:0]
+        i = order[at] if order.size else at
+        x, y = place[i]
+        deep = min(x - windows[p, 0], y - windows[p, 1], windows[p, 2] - x, windows[p, 3] - y)
+        depth[i, 1] = max(depth[i, 1], deep)
+        low, high = first_copy[p], first_copy[p + 1]
+        copy = _place(label[k], labels, low, high, low + label[k] - 1) if label[k] > 0 else -1
+        new = cell_of_copy[copy] if copy >= 0 else -1
         if new < 0:
             cell[i] = max(cell[i], -1)  # a patch had it, whatever it made of it
+            if copy >= 0:
+                rows[n_dropped], copies[n_dropped], depths[n_dropped] = i, copy, deep
+                n_dropped += 1
             continue
         old = cell[i]
         if old >= 0 and old != new:
             contested[i] = True
-        if old < 0 or deep[k] > depth[i] or (deep[k] == depth[i] and rank[new] < rank[old]):
-            cell[i], depth[i] = new, deep[k]
+        if old < 0 or deep > depth[i, 0] or (deep == depth[i, 0] and rank[new] < rank[old]):
+            cell[i], depth[i, 0] = new, deep
+    return n_found, rows[:n_dropped].copy(), copies[:n_dropped].copy(), depths[:n_dropped].copy()
 
 
 def _write_expected(path: Path, claims: _Claims, n_transcripts: NDArray[np.int64]) -> None:

@@ -7,7 +7,9 @@ method has expected counts, ``expected.parquet`` in long form.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import shapely
 
 from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError
-from cellquilt.core.parquet import ParquetWriter, write_parquet
+from cellquilt.core.parquet import RISING, ParquetWriter, encoding_of, write_parquet
 from cellquilt.core.shapes import read_geoparquet, write_geoparquet
 from cellquilt.patches.transcripts import inner_sides
 
@@ -30,6 +32,8 @@ CELL_COLUMNS = {"patch": np.int32, "label": np.int32, "prior_cell": np.int32, "n
 BORDER_COLUMNS = {"cut": np.bool_, "depth_um": np.float32}
 TRANSCRIPT_SCHEMA = pa.schema([("transcript_id", pa.uint64()), ("patch", pa.int32()), ("label", pa.int32())])
 CONFIDENCE = pa.field("confidence", pa.float32())
+#: Small, as only those groups are read that may hold the transcripts asked for.
+_ROWS_PER_GROUP = 1 << 16
 EXPECTED_SCHEMA = pa.schema(
     [
         ("patch", pa.int32()),
@@ -183,8 +187,11 @@ def _write_transcripts(path: Path, tables: Iterable[pa.Table]) -> None:
         for table in [tables] if isinstance(tables, pa.Table) else tables:
             if writer is None:
                 fields = [*TRANSCRIPT_SCHEMA, *([CONFIDENCE] if CONFIDENCE.name in table.schema.names else [])]
-                writer = ParquetWriter(path, pa.schema(fields), compression="zstd")
-            writer.write_table(table.select(writer.schema.names).cast(writer.schema))
+                schema = pa.schema(fields)
+                writer = ParquetWriter(
+                    path, schema, compression="zstd", **encoding_of(schema, {"transcript_id": RISING})
+                )
+            writer.write_table(table.select(writer.schema.names).cast(writer.schema), row_group_size=_ROWS_PER_GROUP)
         if writer is None:
             writer = ParquetWriter(path, TRANSCRIPT_SCHEMA, compression="zstd")
         writer.close()
@@ -217,33 +224,45 @@ class TranscriptFiles:
     def __iter__(self) -> Iterator[pa.Table]:
         return self._read(None)
 
-    def among(self, ids: np.ndarray) -> Iterator[pa.Table]:
-        """The rows of certain transcripts, (n,) uint64 ascending; parts of files that cannot hold any are not read."""
-        for table in self._read((int(ids[0]), int(ids[-1]))) if len(ids) else ():
-            wanted = table.column("transcript_id").to_numpy()
-            place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
-            found = ids[place] == wanted
-            if found.any():
-                yield table if found.all() else table.filter(pa.array(found))
+    def between(self, low: int, high: int) -> Iterator[pa.Table]:
+        """The rows of transcripts from `low` to `high`, and others that lie with them in a file."""
+        return self._read((low, high))
+
+    @cached_property
+    def _spans(self) -> list[list[tuple[int, int]]]:
+        """The first and the last transcript of each row group of each file."""
+        spans = []
+        for path in self.files:
+            with _reading(path):
+                metadata = pq.read_metadata(path)
+                place = metadata.schema.names.index("transcript_id")
+                groups = (metadata.row_group(k).column(place).statistics for k in range(metadata.num_row_groups))
+                spans.append([(s.min, s.max) if s is not None and s.has_min_max else _ANYWHERE for s in groups])
+        return spans
 
     def _read(self, span: tuple[int, int] | None) -> Iterator[pa.Table]:
-        for path in self.files:
-            try:
-                with pq.ParquetFile(path) as file:
-                    fields = [*TRANSCRIPT_SCHEMA, *([CONFIDENCE] if CONFIDENCE.name in file.schema_arrow.names else [])]
-                    schema = pa.schema(fields)
-                    groups = [k for k in range(file.num_row_groups) if span is None or _meets(file, k, *span)]
-                    for batch in file.iter_batches(self.batch_rows, groups, schema.names) if groups else ():
-                        yield pa.Table.from_batches([batch]).cast(schema)
-            except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-                raise _invalid(path, f"cannot be read: {error}") from error
+        low, high = span or _ANYWHERE
+        for path, groups in zip(self.files, self._spans, strict=True):
+            wanted = [k for k, (first, last) in enumerate(groups) if first <= high and last >= low]
+            if not wanted:
+                continue
+            with _reading(path), pq.ParquetFile(path) as file:
+                fields = [*TRANSCRIPT_SCHEMA, *([CONFIDENCE] if CONFIDENCE.name in file.schema_arrow.names else [])]
+                schema = pa.schema(fields)
+                for batch in file.iter_batches(self.batch_rows, wanted, schema.names):
+                    yield pa.Table.from_batches([batch]).cast(schema)
 
 
-def _meets(file: pq.ParquetFile, group: int, low: int, high: int) -> bool:
-    """Whether a row group may hold transcripts from `low` to `high`."""
-    place = file.schema_arrow.get_field_index("transcript_id")
-    statistics = file.metadata.row_group(group).column(place).statistics
-    return statistics is None or not statistics.has_min_max or (statistics.min <= high and statistics.max >= low)
+_ANYWHERE = (0, 2**64 - 1)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Damaged Parquet is an error of ours."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise _invalid(path, f"cannot be read: {error}") from error
 
 
 def read_results(folders: Sequence[Path | str]) -> MoleculeResult:
