@@ -50,8 +50,8 @@ PUBLISHED = {"2D_versatile_fluo": 1, "2D_versatile_he": 3, "2D_paper_dsb2018": 1
 
 _PARTS = "a folder with config.json, weights (.h5) and thresholds.json, as StarDist writes it"
 _DEFAULT_THRESHOLDS = {"prob": 0.5, "nms": 0.4}  # StarDist's own, where a model brings none
-#: Feature maps of the first layers that live at the same time, and what TensorFlow keeps beside them.
-_MAPS = 4
+#: Measured peak of a prediction for a pixel and filter of the first layer: a few feature maps live at the same time.
+_BYTES = 24
 _LEAST_TILE_PX = 256
 
 
@@ -94,14 +94,13 @@ def plan(image: "Image", settings: Mapping[str, Any], regions: np.ndarray | None
     name = setting(settings, MODEL_SETTING)
     model = describe(name)
     channels = _channels(image, setting(settings, "stardist_channels"), model.channels)
-    diameter, facts = length_px(settings, "stardist_diameter", image.pixel_size_um, default=False), {}
-    if diameter is not None:
-        facts = {"diameter_from": "setting"}
-    elif model.diameter_px and model.channels == 1:
+    diameter = length_px(settings, "stardist_diameter", image.pixel_size_um, default=False)
+    facts: dict[str, Any] = {"diameter_from": "setting"}
+    if diameter is None and model.diameter_px and model.channels == 1:
         seed = setting(settings, "seed")
         diameter, counted = expected_diameter(image, channels[0], regions=regions, seed=seed)
         facts = {"diameter_from": "estimate" if counted else "default", "diameter_measured_on": counted}
-    else:
+    elif diameter is None:
         diameter, facts = DEFAULT_UM / (image.pixel_size_um or 1.0), {"diameter_from": "default"}
     scale = setting(settings, "stardist_scale")
     if scale is None:
@@ -392,7 +391,7 @@ class StarDistSegmenter:
                 f"{folder} takes {self.description.channels} channels; the patches were cut for {engine['channels']}",
                 "cut the patches anew with this model",
             )
-        device = _device(threads, bool(engine.get("gpu")))
+        threads, device = _device(threads, bool(engine.get("gpu")))
         try:
             with _quiet():
                 self.model = models.StarDist2D(None, name=folder.name, basedir=str(folder.parent))
@@ -461,7 +460,7 @@ class StarDistSegmenter:
         colours = len(pixels) > 1
         image = np.moveaxis(pixels, 0, -1) if colours else pixels[0]
         # Tiles of the library's own, which overlap by all that the network sees: they bound memory and change nothing.
-        side = math.sqrt(self.memory_mb * 1e6 / (_MAPS * 4 * self.description.filters))
+        side = math.sqrt(self.memory_mb * 1e6 / (_BYTES * self.description.filters)) - 2 * self.description.reach
         tiles = [math.ceil(length / max(side, _LEAST_TILE_PX)) for length in image.shape[:2]] + [1] * colours
         with _quiet():
             _, found = self.model.predict_instances(
@@ -523,8 +522,16 @@ def network_span(axis: Axis, start: int, stop: int, multiple: int) -> tuple[int,
     return -(-first // multiple) * multiple, last
 
 
-def _device(threads: int, gpu: bool) -> str:
-    """Bound TensorFlow to some threads, and to the CPU unless a GPU is wanted; the same bits every time."""
+def _device(threads: int, gpu: bool) -> tuple[int, str]:
+    """Bound TensorFlow to some threads, and to the CPU unless a GPU is wanted; the same bits every time.
+
+    Returns
+    -------
+    threads : int
+        As many as there are.
+    device : str
+        ``cpu`` or ``gpu``.
+    """
     import tensorflow as tf
 
     found = tf.config.list_physical_devices("GPU")
@@ -540,4 +547,4 @@ def _device(threads: int, gpu: bool) -> str:
     tf.config.experimental.enable_op_determinism()
     if gpu and not found:
         LOG.warning("a GPU was asked for but TensorFlow sees none; running on the CPU")
-    return "gpu" if gpu and found else "cpu"
+    return tf.config.threading.get_intra_op_parallelism_threads() or threads, "gpu" if gpu and found else "cpu"
