@@ -51,9 +51,8 @@ _LARGE = {"cells": 100_000, "width": 1000.0}
 
 
 def _case(name: str, kind: str, sizes: dict[str, Any], memory_mb: int = 1500, **more: Any) -> Case:
-    return Case(
-        name, {"kind": kind, "memory_mb": memory_mb, "points": False, **sizes}, _QUICK, _WARM, max_peak_mb=peak, **more
-    )
+    sizes = {"kind": kind, "memory_mb": memory_mb, "points": False, **sizes}
+    return Case(name, sizes, _QUICK, _WARM, max_peak_mb=memory_mb + BASE_MB, **more)
 
 
 CASES = (
