@@ -463,25 +463,42 @@ def compare(sizes: dict[str, Any], folder: Path) -> Comparison:
     return _compare_molecules(folder) if sizes["kind"] == "molecules" else _compare_patches(sizes, folder)
 
 
-def _compare_patches(sizes: dict[str, Any], folder: Path) -> Comparison:
+def check_patches(folder: Path, tool: str) -> tuple[np.ndarray, int, np.ndarray, int]:
+    """A tool's patches against its own windows.
+
+    Returns
+    -------
+    rows
+        (n_patches,) rows of each patch.
+    wrong
+        Patches that do not hold just the transcripts of their window.
+    prior
+        (n,) prior cell of each transcript to be segmented.
+    missing
+        Transcripts that are in no patch.
+    """
     x, y, ids = _read(folder, "x", "y", "transcript_id")
     ids = ids.astype(np.int64)
+    with np.load(folder / f"{tool}.npz") as kept:
+        patches, prior = kept["patches"], kept["prior"][ids]
+    wrong = 0
+    for x0, y0, x1, y1, n, total in patches:
+        inside = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+        wrong += (n, total) != (inside.sum(), ids[inside].sum())
+    return patches[:, 4].astype(int), wrong, prior, int((prior < 0).sum())
+
+
+def _compare_patches(sizes: dict[str, Any], folder: Path) -> Comparison:
     texts, priors, equal = [], [], True
     for tool in (OURS, PEER):
-        with np.load(folder / f"{tool}.npz") as kept:
-            patches, prior = kept["patches"], kept["prior"]
-        wrong = 0
-        for x0, y0, x1, y1, n, total in patches:
-            inside = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
-            wrong += (n, total) != (inside.sum(), ids[inside].sum())
-        everywhere = int((prior[ids] < 0).sum())
-        texts.append(f"{tool} {patches[:, 4].sum():.0f} rows in {len(patches)} patches, {wrong} of them wrong")
-        equal &= wrong == 0 and everywhere == 0
-        priors.append(prior[ids])
+        rows, wrong, prior, missing = check_patches(folder, tool)
+        texts.append(f"{tool} {rows.sum()} rows in {len(rows)} patches, {wrong} of them wrong")
+        equal &= wrong == 0 and missing == 0
+        priors.append(prior)
     if sizes["kind"] == "prior":
         different = int((priors[0] != priors[1]).sum())
         texts.append(f"{(priors[0] > 0).mean():.1%} in a prior cell, {different} differ")
-        equal &= different <= 1e-6 * ids.size
+        equal &= different <= 1e-6 * priors[0].size
     return Comparison(bool(equal), "; ".join(texts))
 
 

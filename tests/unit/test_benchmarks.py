@@ -1,11 +1,14 @@
 """The benchmarks' driver: what it makes of numbers, and how it stops a run."""
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.sparse
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -104,7 +107,69 @@ def test_cases_have_unique_names_and_the_targets_of_the_issue(driver):
     cases = {case.name: case for _, case in driver.choose("*")}
     assert len(cases) == len(driver.choose("*"))
     wanted = {"resolve-100k": 20, "resolve-1m": 100, "count-1m": 8, "count-10m": 5, "channels-8k": 10, "kernel-8k": 30}
-    wanted |= {"write-16k": 5, "cellpose-4k-stock": 2}
+    wanted |= {"write-16k": 5, "cellpose-4k-stock": 2, "patches-10m": 5, "prior-10m": 5, "molecules-10m": 5}
     assert {name: cases[name].target for name in wanted} == wanted
     assert cases["path-32k"].max_peak_mb == 1500
     assert cases["resolve-1m"].sizes_of(quick=True)["cells"] < cases["resolve-1m"].sizes_of(quick=False)["cells"]
+
+
+@pytest.fixture(scope="module")
+def transcripts(driver):
+    return importlib.import_module("bench_transcripts")
+
+
+def run_ours(module, folder: Path, name: str) -> tuple[dict, dict]:
+    """A case of transcripts with the sizes of its warm-up: its sizes and what it says in the end."""
+    case = next(case for case in module.CASES if case.name == name)
+    sizes = {**case.sizes, **case.warm}
+    module.make_input(sizes, folder)
+    module.prepare(sizes, folder, module.OURS)
+    return sizes, module.finish(module.load(sizes, folder, module.OURS)(), sizes, folder, module.OURS)
+
+
+def test_transcript_patches_hold_what_their_windows_hold(transcripts, tmp_path):
+    sizes, line = run_ours(transcripts, tmp_path, "prior-1m")
+    rows, wrong, prior, missing = transcripts.check_patches(tmp_path, transcripts.OURS)
+    assert line["patches"] == len(rows) == 4
+    assert (wrong, missing) == (0, 0)
+    assert 0.96 * 100 * sizes["cells"] < prior.size < rows.sum()
+    assert 0.7 < (prior > 0).mean() < 0.8
+    assert prior.max() <= sizes["cells"]
+    # A check that finds nothing wrong with wrong patches would be none.
+    with np.load(tmp_path / "cellquilt.npz") as kept:
+        patches, ids = kept["patches"], kept["prior"]
+    patches[1, 5] += 1
+    np.savez(tmp_path / "cellquilt.npz", patches=patches, prior=ids)
+    assert transcripts.check_patches(tmp_path, transcripts.OURS)[1] == 1
+
+
+def test_molecules_are_counted_the_same_with_and_without_their_points(transcripts, tmp_path):
+    lines, counts = [], []
+    for name in ("molecules-1m", "molecules-points-1m"):
+        folder = tmp_path / name
+        folder.mkdir()
+        sizes, line = run_ours(transcripts, folder, name)
+        lines.append(line)
+        counts.append(scipy.sparse.load_npz(folder / "cellquilt.counts.npz"))
+    assert lines[0] == lines[1]
+    assert lines[0]["cells_out"] == sizes["cells"]
+    assert (counts[0] != counts[1]).nnz == 0
+    # Against itself in the place of the peer: all cells are there, with the same counts.
+    for path in folder.glob("cellquilt.*npz"):
+        (folder / path.name.replace("cellquilt", "sopa")).write_bytes(path.read_bytes())
+    with np.load(folder / "sopa.npz") as kept:
+        np.savez(folder / "sopa.npz", centroids=kept["centroids"], patch=0 * kept["patch"])
+    compared = transcripts.compare(sizes, folder)
+    assert compared.equal is None
+    assert "0 not in ours, 0 with other counts, 0 trimmed" in compared.text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("PEER"), reason="needs the Python of an environment with sopa in PEER")
+@pytest.mark.parametrize("name", ["patches-1m", "prior-1m", "molecules-1m", "molecules-points-1m"])
+def test_transcript_cases_beside_the_peer(driver, tmp_path, name):
+    pythons = {driver.OURS: sys.executable, driver.PEER: os.environ["PEER"]}
+    module, case = driver.choose(name)[0]
+    line = driver.Bench(pythons, 1, 600.0, True, tmp_path).run(module, case)
+    assert all(map(driver.is_whole, line[driver.OURS] + line[driver.PEER]))
+    assert line["compared"]["equal"] is (None if name.startswith("molecules") else True)

@@ -4,7 +4,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import shapely
-from cellquilt.aggregation.counts import Counts, TranscriptCounter, count_transcripts, points_with_cells
+from cellquilt.aggregation.counts import (
+    Counts,
+    PairCounts,
+    TranscriptCounter,
+    count_transcripts,
+    pair_keys,
+    points_with_cells,
+)
 from cellquilt.core.errors import CellquiltError
 from cellquilt.geometry.locate import PolygonIndex
 from cellquilt.geometry.polygons import Rings
@@ -77,6 +84,21 @@ def test_counts_and_assignment_equal_brute_force_for_any_batch_size(seed, batch_
     assert published.select(table.column_names).equals(table)
     assert counts.matrix.has_canonical_format
     assert (counts.matrix.data > 0).all()
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 50, 20_000]), st.sampled_from([1, 3000]))
+@settings(max_examples=20, deadline=None)
+def test_pairs_are_counted_whether_rows_hold_few_keys_or_many(seed, n_rows, n):
+    rng = np.random.default_rng(seed)
+    row, code = rng.integers(0, n_rows, 2 * n), rng.integers(0, 40, 2 * n)
+    pairs = PairCounts()
+    for part in (slice(None, n), slice(n, None)):
+        pairs.add(pair_keys(row[part], code[part]))
+    expected = np.zeros((n_rows, 40), dtype=np.int64)
+    np.add.at(expected, (row, code), 1)
+    matrix = pairs.matrix(n_rows, np.arange(40), 40)
+    assert (matrix.toarray() == expected).all()
+    assert matrix.nnz == (expected > 0).sum()
 
 
 def test_row_sums_are_the_counted_transcripts_that_name_the_cell():

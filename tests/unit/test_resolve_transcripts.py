@@ -656,3 +656,48 @@ def test_methods_are_held_to_the_format(tmp_path, change, says):
     with pytest.raises(ValueError, match=says):
         write_result(tmp_path / "r.result", result)
     assert not (tmp_path / "r.result").exists()
+
+
+@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("in_order", [True, False])
+def test_claims_go_to_who_sees_a_transcript_deepest(step, in_order):
+    rng = np.random.default_rng(step)
+    n = 500
+    ids = 7 + step * np.arange(n, dtype=np.uint64)
+    order = np.empty(0, dtype=np.int64) if in_order else rng.permutation(n)
+    place = rng.uniform(0, 100, (n, 2))
+    patches = np.array([2, 5])
+    windows = np.array([[-np.inf, -np.inf, 60, np.inf], [40, -np.inf, np.inf, np.inf]])
+    labels = np.array([1, 2, 3, 1, 4, 9], dtype=np.int32)  # of patch 2, then of patch 5, with gaps
+    cell_of_copy = np.array([0, 1, -1, 0, 2, -1])
+    copies_of = (patches, windows, np.array([0, 3, 6]), labels, cell_of_copy, np.array([2, 0, 1]))
+    cell, depth = np.full(n, -2), np.full((n, 2), -np.inf)
+    contested = np.zeros(n, dtype=bool)
+    expected, best, n_contested = np.full(n, -2), np.full(n, -np.inf), 0
+    for patch, own in ((2, labels[:3]), (5, labels[3:])):
+        row = np.flatnonzero(place[:, 0] < 60 if patch == 2 else place[:, 0] >= 40)
+        label = rng.choice(np.append(own, 0), row.size)
+        at = row if in_order else np.argsort(order)[row]
+        given_ids = np.append(ids[at], np.array([3, 10**9], dtype=np.uint64))  # the last are of another batch
+        of_patch, given_labels = np.full(row.size + 2, patch, np.int32), np.append(label, [1, 1]).astype(np.int32)
+        found, rows, copies, depths = module._claim(
+            given_ids, of_patch, given_labels, *copies_of, ids, order, place, cell, depth, contested
+        )
+        deep = 60 - place[row, 0] if patch == 2 else place[row, 0] - 40
+        copy = np.where(label > 0, 3 * (patch == 5) + np.searchsorted(own, label), -1)
+        new = np.append(cell_of_copy, -1)[copy]
+        dropped = (copy >= 0) & (new < 0)
+        assert found == row.size
+        assert (rows == row[dropped]).all()
+        assert (copies == copy[dropped]).all()
+        assert np.allclose(depths, deep[dropped])
+        for i, owner, how in zip(row, new, deep, strict=True):
+            n_contested += owner >= 0 and expected[i] >= 0 and expected[i] != owner
+            if owner >= 0 and how > best[i]:
+                expected[i], best[i] = owner, how
+            expected[i] = max(expected[i], -1)
+    assert (cell == expected).all()
+    assert contested.sum() == n_contested > 0
+    unknown = np.array([4], dtype=np.int32)
+    answer = module._claim(ids[:1], unknown, unknown, *copies_of, ids, order, place, cell, depth, contested)
+    assert answer[0] == -1
