@@ -358,6 +358,7 @@ def _fill_grid(
     marks = np.empty(1024, dtype=np.uint8)
     offsets = np.zeros(1, dtype=np.int64)
     lists = np.empty(0, dtype=np.int32)
+    shares = np.zeros(bounds.shape[0], dtype=np.bool_)  # polygons with a bin that another one has, too
     for fill in range(2):
         if fill == 1:
             offsets = np.zeros(n_lists + 1, dtype=np.int64)
@@ -368,7 +369,7 @@ def _fill_grid(
             if n_lists == 0:
                 break
         for p in range(bounds.shape[0]):
-            if not usable[p]:
+            if not usable[p] or (fill == 1 and not shares[p]):
                 continue
             rows = slab_offsets[p + 1] - slab_offsets[p]
             left = _bin(bounds[p, 0], frame[0], frame[4], n_columns)
@@ -391,6 +392,7 @@ def _fill_grid(
                         if there == -1:
                             grid[row, left + c] = value
                         elif there >= 0:
+                            shares[p] = shares[there >> 1] = True
                             if n_lists == lengths.size:
                                 longer = np.zeros(2 * n_lists, dtype=np.int64)
                                 longer[:n_lists] = lengths
@@ -399,6 +401,7 @@ def _fill_grid(
                             grid[row, left + c] = -2 - n_lists
                             n_lists += 1
                         else:
+                            shares[p] = True
                             lengths[-2 - there] += 1
                     elif there <= -2:
                         k = -2 - there

@@ -45,6 +45,8 @@ from cellquilt.segment.molecules import CELL_COLUMNS, MoleculeResult, Transcript
 _STEP_UM = 0.5
 #: Bytes that a transcript takes while it is assigned.
 _BYTES_A_TRANSCRIPT = 200
+#: Transcripts at a time, at most: with more, finding room for them takes longer than it saves.
+_MOST_ROWS = 1_000_000
 #: How far (µm) from a cell's outline a transcript may lie that rule 4 gives to it.
 _NEAR_UM = 5.0
 
@@ -226,7 +228,7 @@ def _assign(
     claims: _Claims, points: Path, output: Path, settings: Settings
 ) -> tuple[dict[str, int], NDArray[np.int64]]:
     """Write the cell of every transcript; returns what happened to how many, and the transcripts of each cell."""
-    rows = max(min(settings["memory_mb"] * 1_000_000 // (4 * _BYTES_A_TRANSCRIPT), 1_000_000), 10_000)
+    rows = max(min(settings["memory_mb"] * 1_000_000 // (4 * _BYTES_A_TRANSCRIPT), _MOST_ROWS), 10_000)
     there = points_columns(points)
     columns = [name for name in ("transcript_id", "x", "y", "z", "is_control", "passes_qv") if name in there]
     n_cells = len(claims.rank)
