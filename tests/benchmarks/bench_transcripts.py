@@ -41,8 +41,10 @@ OVERLAP_UM = 50.0
 GENES = [f"gene{number:03d}" for number in range(N_GENES)]
 CONTROLS = [f"NegControlProbe_{number:02d}" for number in range(10)]
 ROWS = 1_000_000
-#: What a process holds besides data: interpreter, libraries, compiled code, and the outlines of the prior's cells.
-BASE_MB = 450.0
+#: What a process holds besides data: interpreter, libraries and compiled code.
+BASE_MB = 350.0
+#: What 100k cells and their counts take, which are held whole whatever `memory_mb` says.
+CELLS_MB = 300.0
 
 _WARM = {"cells": 900, "width": 200.0}
 _QUICK = {"cells": 2500, "width": 250.0}
@@ -52,7 +54,8 @@ _LARGE = {"cells": 100_000, "width": 1000.0}
 
 def _case(name: str, kind: str, sizes: dict[str, Any], memory_mb: int = 1500, **more: Any) -> Case:
     sizes = {"kind": kind, "memory_mb": memory_mb, "points": False, **sizes}
-    return Case(name, sizes, _QUICK, _WARM, max_peak_mb=memory_mb + BASE_MB, **more)
+    peak_mb = memory_mb + BASE_MB + (CELLS_MB if kind == "molecules" else 0.0)
+    return Case(name, sizes, _QUICK, _WARM, max_peak_mb=peak_mb, **more)
 
 
 CASES = (
