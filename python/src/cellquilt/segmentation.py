@@ -375,16 +375,17 @@ def cells_by(store: Path, method: str, settings: "Settings", folder: Path) -> Pa
     pathlib.Path
         A store with ``cell_boundaries``.
     """
+    from cellquilt.core.settings import Settings
     from cellquilt.core.store import as_converted
     from cellquilt.resolve.stage import resolve_slide
 
     cells: Path | None = None
     raw = as_converted(store, folder / "raw.zarr")
     for part in method.split("+"):
-        own = {**settings.given, "segmentation": part}
-        results = [] if part == "vendor" else _patch_results(raw, part, type(settings)(own), folder / part, cells)
+        own = Settings({**settings.given, "segmentation": part})
+        results = [] if part == "vendor" else _patch_results(raw, part, own, folder / part, cells)
         prior, cells = cells, folder / f"{part}.zarr"
-        resolve_slide(raw, results, settings=type(settings)(own), prior=prior, output=cells)
+        resolve_slide(raw, results, settings=own, prior=prior, output=cells)
     assert cells is not None
     return cells
 

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import shapely
 from numpy.typing import NDArray
 
 from cellquilt.comparison.cells import Segmentation
@@ -20,7 +19,7 @@ from cellquilt.core.images import open_image
 from cellquilt.core.log import LOG, progress
 from cellquilt.core.points import batch_rows, count_points, floats, iter_points, points_columns, points_transforms
 from cellquilt.core.settings import TRANSCRIPT_METHODS, Settings, element_name
-from cellquilt.core.shapes import read_geoparquet, read_shapes
+from cellquilt.core.shapes import mapped, read_geoparquet, read_shapes
 from cellquilt.core.store import Store
 from cellquilt.core.transforms import GLOBAL, MICRONS, Affine, apply
 
@@ -90,7 +89,7 @@ def compare_stores(sources: Sequence[Source], *, settings: Settings, truth: Path
                 "compare the cell_boundaries that `resolve` makes of them",
             )
         to_um = _microns(shapes.transforms, f"{source.store}: {source.shapes}")
-        segmentations.append(Segmentation(source.name, _mapped(shapes.geometry, to_um), by_genes))
+        segmentations.append(Segmentation(source.name, mapped(shapes.geometry, to_um), by_genes))
         ids.append(pa.array(shapes.ids.tolist(), pa.string()))
     first = stores[0]
     has_points = first.has("points", POINTS)
@@ -118,12 +117,6 @@ def _microns(transforms: dict[str, Affine], what: str) -> Affine:
     return transforms[MICRONS]
 
 
-def _mapped(geometry: NDArray[np.object_], matrix: Affine) -> NDArray[np.object_]:
-    if np.array_equal(matrix, np.eye(3)):
-        return geometry
-    return np.asarray(shapely.transform(geometry, lambda xy: apply(matrix, xy)), dtype=object)
-
-
 class _Truth:
     """The true cells of a simulated slide, and the true cell of each of its transcripts."""
 
@@ -134,7 +127,7 @@ class _Truth:
                 "truth-missing", f"{folder} has no cells.parquet", "give the truth/ folder of a simulated slide"
             )
         outlines, table, _ = read_geoparquet(folder / "cells.parquet")
-        self.cells = Segmentation("truth", _mapped(outlines, self._pixels_to_um(store)))
+        self.cells = Segmentation("truth", mapped(outlines, self._pixels_to_um(store)))
         self.file = folder / "transcripts_truth.parquet"
         self.row = np.zeros(0, dtype=np.int32)
         if self.file.is_file():

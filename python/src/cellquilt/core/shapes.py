@@ -18,7 +18,7 @@ import shapely
 from cellquilt.core import zarr_json
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.parquet import ParquetWriter, arrow_array
-from cellquilt.core.transforms import Affine, element_transforms, to_ngff
+from cellquilt.core.transforms import Affine, apply, element_transforms, to_ngff
 
 METADATA_KEY = b"cellquilt"
 _FILE = "shapes.parquet"
@@ -57,6 +57,13 @@ class ShapesTable:
         """The given rows (index or boolean mask), in their order."""
         columns = {name: values[rows] for name, values in self.columns.items()}
         return ShapesTable(self.ids[rows], self.geometry[rows], columns, dict(self.transforms), dict(self.metadata))
+
+
+def mapped(geometry: np.ndarray, matrix: Affine) -> np.ndarray:
+    """(n,) object array of the geometries after a (3, 3) affine map; themselves if it changes nothing."""
+    if np.array_equal(matrix, np.eye(3)):
+        return geometry
+    return np.asarray(shapely.transform(geometry, lambda xy: apply(matrix, xy)), dtype=object)
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ import torch
 from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError
 from cellquilt.domains.expression import Vocabulary
-from cellquilt.domains.network import Architecture, Network, load_parameters
+from cellquilt.domains.network import Architecture, Network, load_parameters, published_parameters
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _NEEDED = ("embedding_size", "hidden_size", "heads", "num_layers", "output_size", "num_prototypes", "n_hops_local")
@@ -81,10 +81,7 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
     """Write a model: the two files, the same bytes for the same model."""
     from safetensors.torch import save_file
 
-    state = {
-        name.replace("prototypes", "swav_head._prototypes"): part.detach().contiguous()
-        for name, part in sorted(checkpoint.network.state_dict().items())
-    }
+    state = {name: part.contiguous() for name, part in sorted(published_parameters(checkpoint.network).items())}
     config = {**checkpoint.config, **checkpoint.network.sizes.to_dict(), "var_names": checkpoint.vocabulary.names}
     with atomic_path(folder) as part:
         os.makedirs(part, exist_ok=True)

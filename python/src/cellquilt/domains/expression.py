@@ -81,7 +81,7 @@ def _values(matrix: Any) -> NDArray[np.floating]:
 
 
 def _name(adata: "AnnData") -> str:
-    return str(adata.uns.get("cellquilt_name", f"table of {adata.n_obs} cells"))
+    return f"table of {adata.n_obs} cells"
 
 
 def log_normalized(adata: "AnnData", kind: str | None = None) -> "AnnData":

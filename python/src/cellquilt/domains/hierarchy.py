@@ -1,6 +1,7 @@
 """Domains from prototypes: a tree whose levels all slides share, or communities of prototypes."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,10 +49,18 @@ class Hierarchy:
             raise CellquiltError(
                 "level-unknown", f"level is {level}; levels go from 1 to {self.n_prototypes}", "choose one of them"
             )
+        return self._nodes[level - 1]
+
+    @cached_property
+    def _nodes(self) -> NDArray[np.int64]:
+        """(n_prototypes, n_prototypes) the node of each prototype at levels 1, 2, …"""
+        found = np.empty((self.n_prototypes, self.n_prototypes), dtype=np.int64)
         node = np.arange(self.n_prototypes)
-        for merge, (a, b) in enumerate(self.merges[: self.n_prototypes - level]):
-            node[(node == a) | (node == b)] = self.n_prototypes + merge
-        return node
+        found[-1] = node
+        for merge, (a, b) in enumerate(self.merges):
+            node = np.where((node == a) | (node == b), self.n_prototypes + merge, node)
+            found[-2 - merge] = node
+        return found
 
     def level_of(self, n_domains: int, used: NDArray[np.int64]) -> int:
         """The lowest level at which the prototypes that are used make so many domains.
@@ -62,7 +71,7 @@ class Hierarchy:
             ``n-domains-impossible`` if there is none, as at a merge of three; with the nearest numbers.
         """
         used = np.unique(used)
-        numbers = np.array([np.unique(self.nodes_at(level)[used]).size for level in range(1, self.n_prototypes + 1)])
+        numbers = np.array([np.unique(nodes).size for nodes in self._nodes[:, used]])
         found = np.flatnonzero(numbers == n_domains)
         if not found.size:
             near = sorted(set(numbers.tolist()), key=lambda number: (abs(number - n_domains), number))[:2]

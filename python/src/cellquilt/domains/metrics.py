@@ -6,13 +6,13 @@ shares reward splitting at random: they are shown, and nothing is chosen by them
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cellquilt.core.errors import CellquiltError, did_you_mean
-from cellquilt.domains.tables import DISTANCES, SlideRows, _tables, slides_of
+from cellquilt.domains.tables import SlideRows, graph_of, slides_of, tables_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -49,12 +49,9 @@ def fide_score(
 
 
 def _fide(table: "AnnData", part: SlideRows, obs_key: str, n_classes: int | None) -> float:
-    if DISTANCES not in table.obsp:
-        raise CellquiltError("graph-missing", f'obsp has no "{DISTANCES}"', "run cellquilt.spatial_neighbors first")
-    matrix: Any = table.obsp[DISTANCES]
-    edges = matrix[part.rows][:, part.rows].tocoo()
+    graph = graph_of(table, part.rows)
     codes, names = _codes(table, part.rows, obs_key)
-    a, b = codes[edges.row], codes[edges.col]
+    a, b = np.repeat(codes, graph.degree), codes[graph.indices]
     known = (a >= 0) & (b >= 0)
     a, b = a[known], b[known]
     inside = np.bincount(a[a == b], minlength=len(names))
@@ -106,7 +103,7 @@ def agreement(adata: "AnnData | Sequence[AnnData]", obs_key: str, truth_key: str
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     found, truth = [], []
-    for table in _tables(adata):
+    for table in tables_of(adata):
         rows = np.arange(table.n_obs)
         codes, names = _codes(table, rows, obs_key)
         true_codes, true_names = _codes(table, rows, truth_key)
@@ -154,7 +151,7 @@ def entropy(share: NDArray[np.floating]) -> float:
 def _slides(
     adata: "AnnData | Sequence[AnnData]", obs_key: str, slide_key: str | None
 ) -> "list[tuple[AnnData, SlideRows]]":
-    return [(table, part) for table in _tables(adata) for part in slides_of(table, slide_key)]
+    return [(table, part) for table in tables_of(adata) for part in slides_of(table, slide_key)]
 
 
 def _codes(table: "AnnData", rows: NDArray[np.int64], obs_key: str) -> tuple[NDArray[np.int64], list[str]]:

@@ -15,7 +15,7 @@ from cellquilt.domains.checkpoint import Checkpoint, read_checkpoint, write_chec
 from cellquilt.domains.expression import Expression, log_normalized, slide_expression, variable_genes
 from cellquilt.domains.hierarchy import Hierarchy, communities
 from cellquilt.domains.neighbourhoods import at, make_batch, within
-from cellquilt.domains.tables import ABOUT, _tables, graph_of, slides_of
+from cellquilt.domains.tables import ABOUT, graph_of, slides_of, tables_of
 from cellquilt.geometry.neighbours import SpatialGraph
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Model:
             ``graph-missing``, ``genes-unknown``, ``image-embeddings``, what `expression.kind_of` refuses, and
             ``too-few-cells`` for zero-shot.
         """
-        tables = _tables(adata)
+        tables = tables_of(adata)
         logs = [log_normalized(table, kind) for table in tables]
         with _threads(threads):
             for table, log, used in zip(tables, logs, variable_genes(logs), strict=True):
@@ -176,8 +176,10 @@ class Model:
         import pandas as pd
 
         valid = _valid(table)
-        with torch.no_grad():
-            nearest = self.checkpoint.network.project(torch.from_numpy(table.obsm[LATENT])).argmax(dim=1).numpy()
+        latents = torch.from_numpy(table.obsm[LATENT])
+        with torch.no_grad():  # a block at a time: all cells × all prototypes would be large
+            blocks = [self.checkpoint.network.project(block).argmax(dim=1) for block in latents.split(_CELLS_AT_ONCE)]
+        nearest = torch.cat(blocks).numpy() if blocks else np.zeros(0, dtype=np.int64)
         leaves = [f"D{number}" for number in range(len(self.prototypes))]
         codes = np.where(valid, nearest, -1)
         table.obs[LEAF] = pd.Categorical.from_codes(codes, leaves)
@@ -217,7 +219,7 @@ class Model:
         """
         import pandas as pd
 
-        tables = _tables(adata)
+        tables = tables_of(adata)
         if any(LEAF not in table.obs for table in tables):
             raise CellquiltError(
                 "latents-missing", f'obs has no "{LEAF}"', "run compute_representations on the tables first"

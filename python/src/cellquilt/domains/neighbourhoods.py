@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellquilt.geometry.neighbours import SpatialGraph
+from cellquilt.geometry.polygons import offsets_of
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,7 @@ def make_batch(graph: SpatialGraph, near: Hops, cells: NDArray[np.integer]) -> B
         (n_parts,) whose neighbourhoods; in any order, also several times.
     """
     cells = np.asarray(cells, dtype=np.int64)
-    ptr = np.zeros(cells.size + 1, dtype=np.int64)
-    np.cumsum(near.indptr[cells + 1] - near.indptr[cells], out=ptr[1:])
+    ptr = offsets_of(near.indptr[cells + 1] - near.indptr[cells])
     members, indptr, indices, distance = _parts(
         graph.indptr, graph.indices, graph.distance_um, near.indptr, near.indices, cells, ptr
     )

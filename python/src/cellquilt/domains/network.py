@@ -19,6 +19,7 @@ from cellquilt.domains.neighbourhoods import Batch
 
 #: Lengths of edges are given in units of this: about the distance of two cells.
 CELL_DISTANCE_UM = 20.0
+_PROTOTYPES = "swav_head._prototypes"  # as published checkpoints call them
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,11 @@ class Network(nn.Module):
         return F.normalize(latents, dim=1) @ self.prototypes.T
 
 
+def published_parameters(network: Network) -> dict[str, Tensor]:
+    """The parameters by the names that they have in published checkpoints."""
+    return {name.replace("prototypes", _PROTOTYPES): part for name, part in network.state_dict().items()}
+
+
 def load_parameters(network: Network, found: Mapping[str, Tensor]) -> list[str]:
     """Take a checkpoint's parameters over.
 
@@ -231,7 +237,7 @@ def load_parameters(network: Network, found: Mapping[str, Tensor]) -> list[str]:
     list of str
         What does not fit: names that lack, are too many or are of another shape; then nothing was taken.
     """
-    own = {name.replace("prototypes", "swav_head._prototypes"): part for name, part in network.state_dict().items()}
+    own = published_parameters(network)
     # The queue is of the slides of a training, and no part of the network.
     given = {name: part for name, part in found.items() if name != "swav_head.queue"}
     wrong = [f"no parameter {name}" for name in own if name not in given]
@@ -242,5 +248,5 @@ def load_parameters(network: Network, found: Mapping[str, Tensor]) -> list[str]:
         if name in given and given[name].shape != own[name].shape
     ]
     if not wrong:
-        network.load_state_dict({name.replace("swav_head._prototypes", "prototypes"): given[name] for name in own})
+        network.load_state_dict({name.replace(_PROTOTYPES, "prototypes"): given[name] for name in own})
     return wrong

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import LOG
 from cellquilt.geometry.neighbours import MODES, SpatialGraph, neighbour_graph
+from cellquilt.geometry.polygons import offsets_of, ranges
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -60,7 +61,7 @@ def spatial_neighbors(
     for what, value in (("radius", radius), ("scale_to_um", scale_to_um)):
         if value is not None and not value > 0:
             raise CellquiltError("radius-invalid", f"{what} is {value}; a length above 0 was expected")
-    for table in _tables(adata):
+    for table in tables_of(adata):
         xy = _coordinates(table) * scale_to_um
         graphs = []
         for slide in slides_of(table, slide_key):
@@ -76,7 +77,8 @@ def spatial_neighbors(
         table.uns[ABOUT] = {key: value for key, value in about.items() if value is not None}
 
 
-def _tables(adata: "AnnData | Sequence[AnnData]") -> "list[AnnData]":
+def tables_of(adata: "AnnData | Sequence[AnnData]") -> "list[AnnData]":
+    """One or several tables as a list."""
     return list(adata) if isinstance(adata, list | tuple) else [adata]  # type: ignore[list-item]
 
 
@@ -91,7 +93,7 @@ class SlideRows:
 def slides_of(table: "AnnData", slide_key: str | None) -> Iterator[SlideRows]:
     """The slides of a table, in the order of their names; one that has no name if there is no key."""
     if slide_key is None:
-        yield SlideRows(str(table.uns.get("cellquilt_name", "table")), np.arange(table.n_obs))
+        yield SlideRows("table", np.arange(table.n_obs))
         return
     if slide_key not in table.obs:
         known = ", ".join(map(str, table.obs.columns)) or "none"
@@ -157,10 +159,10 @@ def _together(graphs: list[tuple[NDArray[np.int64], SpatialGraph]], n: int) -> S
     degree = np.zeros(n, dtype=np.int64)
     for rows, graph in graphs:
         degree[rows] = graph.degree
-    indptr = np.concatenate([[0], np.cumsum(degree)])
+    indptr = offsets_of(degree)
     indices, distance = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
     for rows, graph in graphs:
         # Rows ascend, and so do the neighbours of a row in the table.
-        place = np.repeat(indptr[rows] - graph.indptr[:-1], graph.degree) + np.arange(graph.indices.size)
+        place = ranges(indptr[rows], indptr[rows + 1])
         indices[place], distance[place] = rows[graph.indices], graph.distance_um
     return SpatialGraph(indptr, indices, distance)

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.spatial import Delaunay, QhullError, cKDTree
 
+from cellquilt.geometry.polygons import offsets_of
+
 MODES = ("delaunay", "knn", "grid")
 #: Neighbours in a grid farther than this times the median distance of the nearest are not neighbours: the grid ends.
 _GRID_REACH = 1.3
@@ -66,9 +68,7 @@ def _graph(row: NDArray[np.integer], column: NDArray[np.integer], length: NDArra
     key, first = np.unique(key[row != column], return_index=True)
     length = length[row != column][first]
     row, column = np.divmod(key, max(n, 1))
-    indptr = np.zeros(n + 1, dtype=np.int64)
-    np.cumsum(np.bincount(row, minlength=n), out=indptr[1:])
-    return SpatialGraph(indptr, column.astype(np.int32), length.astype(np.float32))
+    return SpatialGraph(offsets_of(np.bincount(row, minlength=n)), column.astype(np.int32), length.astype(np.float32))
 
 
 def neighbour_graph(

@@ -60,7 +60,7 @@ def read_prior_cells(path: Path, transforms: Mapping[str, Affine]) -> ShapesTabl
     broken = there & ~shapely.is_valid(geometry)
     if broken.any():
         geometry = geometry.copy()
-        geometry[broken] = _mended(geometry[broken])
+        geometry[broken] = shapely.make_valid(geometry[broken], method="structure", keep_collapsed=False)
         LOG.warning("%s: %d outlines cross themselves and were mended", path.name, broken.sum())
     there &= shapely.area(geometry) > 0
     if not there.any():
@@ -89,18 +89,6 @@ def read_prior_cells(path: Path, transforms: Mapping[str, Affine]) -> ShapesTabl
         )
     metadata = {"source": path.name, "n_without_outline": int((~there).sum()), "n_mended": int(broken.sum())}
     return ShapesTable(ids, geometry, found, dict(transforms), metadata)
-
-
-def _mended(geometry: np.ndarray) -> np.ndarray:
-    """Valid outlines: what has an area of what `shapely.make_valid` makes of them."""
-    parts, of = shapely.get_parts(shapely.make_valid(geometry), return_index=True)
-    polygons, inner = shapely.get_parts(parts, return_index=True)
-    area = shapely.area(polygons) > 0
-    out = np.full(len(geometry), shapely.Polygon(), dtype=object)
-    owner, group = np.unique(of[inner][area], return_inverse=True)
-    collections = np.asarray(shapely.multipolygons(polygons[area], indices=group), dtype=object)
-    out[owner] = shapely.union_all(collections[:, None], axis=1)
-    return out
 
 
 def _geoparquet(path: Path) -> tuple[np.ndarray, pa.Table]:

@@ -15,9 +15,9 @@ from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import LOG
 from cellquilt.core.record import Record
 from cellquilt.core.settings import TRANSCRIPT_METHODS, Settings
-from cellquilt.core.shapes import GeoParquetFile, ShapesTable, read_shapes, write_outlines, write_shapes
+from cellquilt.core.shapes import GeoParquetFile, ShapesTable, mapped, read_shapes, write_outlines, write_shapes
 from cellquilt.core.store import PATCH_RESULTS, Store, result_of
-from cellquilt.core.transforms import Affine, apply, length_scale
+from cellquilt.core.transforms import Affine, length_scale
 from cellquilt.geometry.outlines import rings_of
 from cellquilt.geometry.packed import PackedPolygons
 from cellquilt.geometry.polygons import Rings
@@ -56,8 +56,8 @@ def resolve_slide(
     Parameters
     ----------
     raw
-        The slide's store: its image gives pixel size and extent, its `vendor_cells`, or else the
-        user's `prior_cells`, are the cells of method ``vendor``.
+        The slide's store: its image gives pixel size and extent, its `vendor_cells`, or else the user's `prior_cells`,
+        the cells of method ``vendor``.
     patch_results
         GeoParquet files of the patches' cells, in any order; of a transcript-based method, its tasks' folders.
     settings
@@ -304,16 +304,11 @@ def _vendor_cells(store: Store, settings: Settings) -> _Found:
         transforms, _ = _image_frame(store)
     except CellquiltError:
         transforms = {"global": np.eye(3), "microns": table.transforms["microns"] @ np.linalg.inv(to_global)}
-    outlines: dict[str, NDArray[np.object_] | PackedPolygons] = {"cell_boundaries": _in_global(table)}
+    outlines: dict[str, NDArray[np.object_] | PackedPolygons] = {"cell_boundaries": mapped(table.geometry, to_global)}
     if name == "vendor_cells" and store.has("shapes", "vendor_nuclei"):
         nuclei = read_shapes(store.element("shapes", "vendor_nuclei"))
-        outlines["nucleus_boundaries"] = _nuclei_of(table, nuclei, _in_global(nuclei))
+        outlines["nucleus_boundaries"] = _nuclei_of(table, nuclei, mapped(nuclei.geometry, nuclei.transforms["global"]))
     return _Found(outlines, {"vendor_id": table.ids}, transforms)
-
-
-def _in_global(table: ShapesTable) -> NDArray[np.object_]:
-    to_global = table.transforms["global"]
-    return np.asarray(shapely.transform(table.geometry, lambda xy: apply(to_global, xy)), dtype=object)
 
 
 def _nuclei_of(cells: ShapesTable, nuclei: ShapesTable, outlines: NDArray[np.object_]) -> NDArray[np.object_]:
@@ -334,7 +329,7 @@ def _nuclei_of(cells: ShapesTable, nuclei: ShapesTable, outlines: NDArray[np.obj
         parts = parts[np.argsort(cell[parts], kind="stable")]
         polygons, owner = shapely.get_parts(outlines[parts], return_index=True)
         group = np.searchsorted(several, cell[parts][owner])
-        found[several] = shapely.make_valid(shapely.multipolygons(polygons, indices=group))
+        found[several] = shapely.make_valid(shapely.multipolygons(polygons, indices=group), method="structure")
     return found
 
 

@@ -32,7 +32,7 @@ from cellquilt.core.log import progress
 from cellquilt.core.parquet import ParquetWriter, arrow_array
 from cellquilt.core.points import count_points, floats, iter_points, points_columns, points_transforms
 from cellquilt.core.settings import Settings
-from cellquilt.core.shapes import ShapesTable
+from cellquilt.core.shapes import ShapesTable, mapped
 from cellquilt.core.store import Store
 from cellquilt.core.transforms import GLOBAL, MICRONS, Affine, apply
 from cellquilt.geometry.locate import PolygonIndex
@@ -113,9 +113,7 @@ def resolve_molecules(
         windows=Windows(*window_bounds([patch for patch in result.patches if patch.get("error") is None])),
         identity=result.cells["prior_cell"],
     )
-    geometry = np.asarray(resolution.geometry, dtype=object)
-    if not np.array_equal(to_global, np.eye(3)):
-        geometry = np.asarray(shapely.transform(geometry, lambda xy: apply(to_global, xy)), dtype=object)
+    geometry = mapped(np.asarray(resolution.geometry, dtype=object), to_global)
     order = raster_order(geometry)
     claims = _Claims(result, resolution, order)
     paths = [scratch / ASSIGNMENT]

@@ -11,7 +11,7 @@ import shapely
 
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.points import iter_points
-from cellquilt.core.shapes import ShapesTable, read_geoparquet, read_shapes
+from cellquilt.core.shapes import ShapesTable, mapped, read_geoparquet, read_shapes
 from cellquilt.core.store import Store
 
 THRESHOLDS = (0.5, 0.75, 0.9)
@@ -104,10 +104,7 @@ def _polygons(found: ShapesTable | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(found, ShapesTable):
         geometry = np.asarray(found, dtype=object)
         return geometry, np.arange(len(geometry)).astype(str)
-    matrix = found.transforms.get("global", np.eye(3))
-    if np.array_equal(matrix, np.eye(3)):
-        return found.geometry, found.ids
-    return shapely.transform(found.geometry, lambda xy: xy @ matrix[:2, :2].T + matrix[:2, 2]), found.ids
+    return mapped(found.geometry, found.transforms.get("global", np.eye(3))), found.ids
 
 
 def _overlaps(found: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
