@@ -143,6 +143,7 @@ def test_transcript_patches_hold_what_their_windows_hold(transcripts, tmp_path):
     assert transcripts.check_patches(tmp_path, transcripts.OURS)[1] == 1
 
 
+@pytest.mark.slow
 def test_molecules_are_counted_the_same_with_and_without_their_points(transcripts, tmp_path):
     lines, counts = [], []
     for name in ("molecules-1m", "molecules-points-1m"):

@@ -137,6 +137,7 @@ def test_bins_on_borders_belong_to_one_of_two_cells():
     assert largest_shares(Rings.from_shapely([shapely.box(0, 0, 1.4, 1)]), (1, 2)).tolist() == [[1, 0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entries", [1, 7, 500, 10**6])
 def test_sums_equal_brute_force_for_any_blocks(slide, entries):
     store, polygons, to_um, shape, counts, place = slide
@@ -214,6 +215,7 @@ def test_squares_and_circles_of_spatialdata_io_are_the_same_grid(slide, tmp_path
         assert theirs.genes == GENES
 
 
+@pytest.mark.slow
 def test_the_three_doors_count_a_simulated_slide_as_its_transcripts_do(tmp_path):
     """True cells, bins of 0.5 µm from the true transcripts: nearly what the transcripts themselves give."""
     import cellquilt as cq
@@ -265,6 +267,7 @@ def test_the_three_doors_count_a_simulated_slide_as_its_transcripts_do(tmp_path)
     assert sdata.shapes["cell_boundaries"].index.tolist() == kept.obs_names.tolist()
 
 
+@pytest.mark.slow
 def test_a_store_with_bins_is_assembled_and_judged_whether_small_or_too_large_to_read(slide, tmp_path, monkeypatch):
     from cellquilt.aggregation.stage import aggregate_slide
     from cellquilt.core import store as stores

@@ -81,6 +81,7 @@ def counted_in(store: Path, element: str) -> np.ndarray:
     return total
 
 
+@pytest.mark.slow
 def test_compared_methods_stand_beside_the_chosen_one(made, store, monkeypatch):
     """An image's, the machine's, and a chain's by the stand-in for Baysor: each table adds up to its own assignment."""
     import cellquilt as cq
@@ -120,6 +121,7 @@ def test_compared_methods_stand_beside_the_chosen_one(made, store, monkeypatch):
     assert method_of(Store(store)) == "generic"
 
 
+@pytest.mark.slow
 def test_a_method_is_run_once_and_what_it_made_is_what_the_stages_make(made, with_vendor, tmp_path):
     import cellquilt as cq
 
@@ -155,6 +157,7 @@ def test_a_method_is_run_once_and_what_it_made_is_what_the_stages_make(made, wit
     assert np.array_equal(ours.X.toarray(), compared.tables["table_vendor"].X.toarray())
 
 
+@pytest.mark.slow
 def test_cells_that_fail_are_dropped_from_a_compared_method_too(made, store):
     import cellquilt as cq
 
@@ -213,6 +216,7 @@ def test_the_truth_may_be_left_out(made, with_vendor, tmp_path, wanted):
     assert ("true_f1" in read_comparison(out).values) == wanted
 
 
+@pytest.mark.slow
 def test_a_method_that_finds_no_cell_is_compared_all_the_same(made, store, tmp_path, monkeypatch):
     import cellquilt as cq
 
@@ -229,6 +233,7 @@ def test_a_method_that_finds_no_cell_is_compared_all_the_same(made, store, tmp_p
     assert sdata.tables["table_generic"].n_obs == 0
 
 
+@pytest.mark.slow
 def test_a_slide_without_transcripts_is_compared_by_outlines(made, tmp_path):
     import cellquilt as cq
 
