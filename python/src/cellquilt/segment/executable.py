@@ -146,7 +146,7 @@ def run_executable(
 def _watch(
     process: "subprocess.Popen[bytes]", name: str, log: Path, started: float, timeout_min: float | None
 ) -> Ended:
-    pause, reported, peak_mb = 0.01, started, 0.0
+    reported, peak_mb = started, 0.0
     while True:
         peak_mb = max(peak_mb, _peak_mb(process.pid))
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -166,8 +166,8 @@ def _watch(
         if now - reported >= _REPORT_SECONDS:
             LOG.info("%s: running for %.0f min, at most %.0f MB so far", name, (now - started) / 60, peak_mb)
             reported = now
-        time.sleep(pause)
-        pause = min(2 * pause, 0.2)
+        # Often enough to see a peak that comes with the writing of the results, shortly before the end.
+        time.sleep(0.01)
 
 
 def _peak_mb(pid: int) -> float:
