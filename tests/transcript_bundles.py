@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from cellquilt.core import zarr_json
-from cellquilt.patches.transcripts import SCHEMA
+from cellquilt.patches.priors import PriorCentres
+from cellquilt.patches.transcripts import MIN_PRIOR_TRANSCRIPTS, SCHEMA
 
 
 def write_transcript_bundle(
@@ -35,7 +36,19 @@ def write_transcript_bundle(
         table = pa.table({name: pa.array(values) for name, values in columns.items()}).cast(SCHEMA)
         pq.write_table(table, folder / f"patch_{index:06d}" / "transcripts.parquet")
     n_cells = max((int(np.max(columns["prior_cell"], initial=0)) for columns in patches), default=0)
-    found = {"from": "shapes" if n_cells else "none", "name": "cells" if n_cells else "", "n_cells": n_cells}
+    centres = PriorCentres(n_cells)
+    for columns, record in zip(patches, records, strict=True):
+        x0, y0, x1, y1 = record["core"]
+        x, y = (np.asarray(columns[name], dtype=np.float64) for name in ("x_um", "y_um"))
+        own = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+        centres.add(np.asarray(columns["prior_cell"], dtype=np.int32)[own], x[own], y[own])
+    found = {
+        "from": "shapes" if n_cells else "none",
+        "name": "cells" if n_cells else "",
+        "n_cells": n_cells,
+        "spacing_um": centres.spacing_um(MIN_PRIOR_TRANSCRIPTS),
+        "min_transcripts": MIN_PRIOR_TRANSCRIPTS,
+    }
     attributes = {
         "format": 1,
         "kind": "transcripts",
@@ -46,7 +59,7 @@ def write_transcript_bundle(
         "pixel_size_um": None,
         "transforms": {},
         "engine": dict(engine),
-        "prior": found if prior is None else dict(prior),
+        "prior": {**found, **(prior or {})},
         "genes": genes,
         "patches": records,
     }

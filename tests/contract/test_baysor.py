@@ -20,14 +20,16 @@ import shapely
 from cellquilt.cli import main as cli
 from cellquilt.core import zarr_json
 from cellquilt.core.errors import CellquiltError, SeveralErrors
+from cellquilt.core.points import PointsWriter
 from cellquilt.core.settings import Settings
-from cellquilt.patches.transcripts import TranscriptBundle
+from cellquilt.core.store import new_store
 from cellquilt.segment.baysor import plan, segment_bundle
 from cellquilt.segment.baysor.call import arguments, cause
 from cellquilt.segment.baysor.config import KEYS, checked_config
-from cellquilt.segment.baysor.prior import main_prior, prior_centres, scale_of_centres
+from cellquilt.segment.baysor.prior import main_prior
 from cellquilt.segment.baysor.read import read_output
 from cellquilt.segment.molecules import CONFIDENCE, TRANSCRIPT_SCHEMA, read_results
+from cellquilt.segment.stages import patchify_transcripts
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -827,16 +829,38 @@ def test_prior_cells_of_labels_against_a_loop():
     assert main_prior(np.zeros(3, np.int32), np.ones(3, np.int32), 2).tolist() == [0, 0]
 
 
-def test_scale_is_half_the_distance_of_neighbours(tmp_path):
-    columns, _ = molecules(spread=0.5)
-    bundle = TranscriptBundle(write_bundle(tmp_path / "b.zarr", [columns]))
-    (patch,) = bundle
-    centres = prior_centres(patch.table, patch.record, 10)
-    assert len(centres) == 16
-    assert scale_of_centres(centres) == pytest.approx(10, abs=0.3)
-    assert scale_of_centres(centres[:2]) is None
-    assert len(prior_centres(patch.table, {"core": [0, 0, 40, 80]}, 10)) == 8
-    assert len(prior_centres(patch.table, patch.record, 1000)) == 0
+@pytest.mark.parametrize("rows", [100_000, 977])
+def test_all_bundles_of_a_slide_have_one_scale(door, tmp_path, rows):
+    """Cells are 20 µm apart on the left and 30 on the right; each task sees but one side."""
+    (left, _), (right, _) = molecules(n_side=6, seed=1), molecules(n_side=6, spacing=30.0, seed=2)
+    slide = tmp_path / "slide.zarr"
+    x, y = np.concatenate([left["x_um"], right["x_um"] + 150]), np.concatenate([left["y_um"], right["y_um"]])
+    prior = np.concatenate([left["prior_cell"], right["prior_cell"] + 36 * (right["prior_cell"] > 0)])
+    prior[np.flatnonzero(prior == 1)[7:]] = 0  # too few to count
+    gene = pa.array(np.array(GENES)[np.concatenate([left["gene"], right["gene"]])]).dictionary_encode()
+    ids, control = np.arange(len(x), dtype=np.uint64), np.zeros(len(x), dtype=bool)
+    table = pa.table({"x": x, "y": y, "gene": gene, "transcript_id": ids, "is_control": control, "mine": prior})
+    with new_store(slide, sample="slide") as store:
+        frame = {"global": np.eye(3), "microns": np.eye(3)}
+        with PointsWriter(store.new_element("points", "transcripts"), frame) as writer:
+            for start in range(0, len(x), rows):
+                writer.write(table.slice(start, rows))
+    cut = Settings(prior="column:mine", transcripts_patch_width_um=160.0, min_transcripts_per_patch=0)
+    bundles = patchify_transcripts(
+        slide, settings=cut, method="baysor", bundles=tmp_path / "bundles", output=tmp_path / "patches.zarr"
+    )
+    scales = []
+    for bundle in bundles:
+        record = segment_bundle(bundle, tmp_path / f"{bundle.stem}.result", settings={**QUICK, **door.settings})
+        scales.append(record["facts"]["scale_um"])
+        assert record["facts"]["prior"]["min_transcripts"] == 10
+    numbers, sizes = np.unique(prior[prior > 0], return_counts=True)
+    centres = [(x[prior == number].mean(), y[prior == number].mean()) for number in numbers[sizes >= 10]]
+    assert len(centres) == 71
+    nearest = np.sort([[np.hypot(a - c, b - d) for c, d in centres] for a, b in centres])[:, 1]
+    assert len(scales) > 1
+    assert scales == [scales[0]] * len(scales)
+    assert scales[0] == pytest.approx(np.median(nearest) / 2, abs=1e-3)
 
 
 # --- the stand-in is as strict as Baysor

@@ -19,8 +19,9 @@ from cellquilt.core.settings import Settings
 from cellquilt.core.shapes import ShapesTable, read_shapes, write_shapes
 from cellquilt.core.store import Store, new_store
 from cellquilt.patches.balance import CountGrid, balanced, of_width
-from cellquilt.patches.priors import find_nucleus, find_prior
+from cellquilt.patches.priors import ColumnPrior, PriorCentres, find_nucleus, find_prior
 from cellquilt.patches.transcripts import (
+    MIN_PRIOR_TRANSCRIPTS,
     SCHEMA,
     Cutting,
     TranscriptBundle,
@@ -304,7 +305,8 @@ def prior_of(path: Path, name: str = "auto", **more: Any) -> tuple[dict[int, int
             assert cells.setdefault(key, cell) == cell
         nuclei |= dict(zip(ids, table["in_nucleus"].to_pylist(), strict=True))
     assert made.facts["n_with_prior"] == sum(cell > 0 for cell in cells.values())
-    return cells, made.facts["prior"], nuclei
+    spacing = ("spacing_um", "min_transcripts")
+    return cells, {name: value for name, value in made.facts["prior"].items() if name not in spacing}, nuclei
 
 
 def test_prior_from_shapes_is_what_shapely_finds(tmp_path):
@@ -513,7 +515,87 @@ def test_command_line_and_notebook_make_the_same_patches(tmp_path, capsys):
     assert list(right.geometry) == list(left.geometry)
     assert right.n_transcripts.tolist() == left.columns["n_transcripts"].tolist()
     record = Store(sdata.path).records[-1]
-    assert record["facts"]["prior"] == {"from": "shapes", "name": "mine", "n_cells": 7, "in_nucleus_from": ""}
+    assert record["facts"]["prior"] == {
+        "from": "shapes",
+        "name": "mine",
+        "n_cells": 7,
+        "spacing_um": None,  # too few transcripts in them
+        "min_transcripts": MIN_PRIOR_TRANSCRIPTS,
+        "in_nucleus_from": "",
+    }
+
+
+def _spacing(table: pa.Table, at_least: int) -> float:
+    """Brute force: the median distance from a prior cell's centre to the nearest other."""
+    want = to_segment(table)
+    own = np.isin(table.column("transcript_id").to_numpy(), want["transcript_id"])
+    cell = table.column("mine").to_numpy()[own]
+    numbers, sizes = np.unique(cell[cell > 0], return_counts=True)
+    centres = np.array(
+        [[want[axis][cell == number].mean() for axis in ("x", "y")] for number in numbers[sizes >= at_least]]
+    )
+    distances = np.hypot(*(centres[:, None] - centres).T)
+    np.fill_diagonal(distances, np.inf)
+    return float(np.median(distances.min(axis=0)))
+
+
+def _prior_slide(n: int = 6000) -> pa.Table:
+    rng = np.random.default_rng(3)
+    cell = rng.integers(0, 300, n)
+    centre = rng.uniform(0, 800, (300, 2))[cell] + rng.normal(0, 3, (n, 2))
+    cell[rng.random(n) < 0.3] = 0
+    return transcripts(n, x=centre[:, 0], y=centre[:, 1], mine=cell)
+
+
+@pytest.mark.parametrize("at_least", [1, 10, 18])
+def test_all_bundles_say_how_far_prior_cells_are_apart(tmp_path, at_least):
+    table = _prior_slide()
+    said = set()
+    shuffled = table.take(np.random.default_rng(0).permutation(table.num_rows))
+    for name, rows, slide, how in [
+        ("one", 10_000, table, {"width_um": 0}),
+        ("cut", 10_000, table, {"transcripts_per_patch": 700}),
+        ("row groups", 101, table, {"transcripts_per_patch": 700, "patches_per_task": 2}),
+        ("order", 1700, shuffled, {"width_um": 300}),
+    ]:
+        points = write_points(tmp_path / name / "points", slide, rows)
+        made = write_transcript_bundles(
+            points, tmp_path / name / "bundles", sample="slide", engine={"method": None}, prior=ColumnPrior("mine"),
+            cutting=Cutting(**how), min_prior_transcripts=at_least, memory_mb=200,
+        )  # fmt: skip
+        priors = [TranscriptBundle(path).prior for path in made.bundles]
+        assert len(priors) > 1 or name == "one"
+        assert {prior["min_transcripts"] for prior in priors} == {at_least}
+        said |= {prior["spacing_um"] for prior in priors}
+    assert len(said) == 1
+    assert said.pop() == pytest.approx(_spacing(table, at_least), abs=1e-3)
+
+
+def test_prior_cells_that_tell_nothing_have_no_spacing(tmp_path):
+    for name, prior in (("none", None), ("few", ColumnPrior("mine"))):
+        table = transcripts(500, mine=np.arange(500) % 3)  # two cells
+        points = write_points(tmp_path / name / "points", table)
+        made = write_transcript_bundles(
+            points, tmp_path / name / "bundles", sample="slide", engine={"method": None}, prior=prior, memory_mb=200
+        )
+        assert TranscriptBundle(made.bundles[0]).prior["spacing_um"] is None
+
+
+def test_centres_of_prior_cells_take_memory_by_their_number_alone():
+    import tracemalloc
+
+    rng = np.random.default_rng(0)
+    centres = PriorCentres(1000)
+    centres.add(np.zeros(1, np.int32), np.zeros(1), np.zeros(1))  # compiled
+    tracemalloc.start()
+    for _ in range(20):
+        batch = rng.integers(0, 1001, 50_000).astype(np.int32), *rng.uniform(0, 5e5, (2, 50_000))
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        centres.add(*batch)
+        assert tracemalloc.get_traced_memory()[1] - before < 20_000
+    tracemalloc.stop()
+    assert centres.n_transcripts.sum() == pytest.approx(1_000_000, rel=0.01)
 
 
 def _bad_labels(folder: Path, pixels: np.ndarray, image: tuple[int, int] | None = None) -> tuple[Path, str]:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +26,7 @@ from cellquilt.core.store import Store
 from cellquilt.core.transforms import GLOBAL, Affine
 from cellquilt.geometry.locate import PolygonIndex
 from cellquilt.geometry.polygons import Rings
+from cellquilt.geometry.spacing import median_spacing
 
 #: What in a column means "in no cell", besides null and NaN; empty text does in any case.
 UNASSIGNED = ("UNASSIGNED", "-1", "0", "")
@@ -34,6 +36,8 @@ VENDOR_COLUMN = "vendor_cell_id"
 _NUCLEUS_COLUMNS = (("overlaps_nucleus", None), ("vendor_in_nucleus", None), ("CellComp", "Nuclear"))
 CELLS, NUCLEI, GIVEN = "cell_boundaries", "nucleus_boundaries", "prior_cells"
 _TILE_PX = 2048
+#: Centres of prior cells are summed in whole numbers of this part of a micron: exact, whatever the order.
+_PER_UM = 1 << 14
 
 
 class Prior(Protocol):
@@ -208,6 +212,47 @@ class ColumnPrior:
 
 def _whole_numbers(texts: Sequence[str]) -> list[int]:
     return [int(text) for text in texts if text.lstrip("+-").isdigit()]
+
+
+class PriorCentres:
+    """Where the transcripts of prior cells are, summed batch by batch; the same whatever the order of the transcripts.
+
+    Parameters
+    ----------
+    n_cells
+        How many prior cells there are. It takes 24 bytes a cell.
+
+    Attributes
+    ----------
+    n_transcripts
+        (n_cells,) int64 transcripts of each cell so far.
+    """
+
+    def __init__(self, n_cells: int) -> None:
+        self.n_transcripts = np.zeros(n_cells, dtype=np.int64)
+        self._sums = np.zeros((n_cells, 2), dtype=np.int64)
+
+    def add(self, cell: NDArray[np.int32], x_um: NDArray[np.float64], y_um: NDArray[np.float64]) -> None:
+        """Add transcripts: number of each one's cell, 0 for none, and where it is."""
+        _add_places(cell, x_um, y_um, self.n_transcripts, self._sums)
+
+    def spacing_um(self, min_transcripts: int) -> float | None:
+        """Median distance in µm from the centre (mean place of its transcripts) of a prior cell to the nearest other.
+
+        Only cells of so many transcripts count; None where they are fewer than three.
+        """
+        enough = self.n_transcripts >= max(min_transcripts, 1)
+        return median_spacing(self._sums[enough] / (_PER_UM * self.n_transcripts[enough, None]))
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_places(cell, x, y, n, sums):
+    for i in range(cell.size):
+        if cell[i] > 0:
+            k = cell[i] - 1
+            n[k] += 1
+            sums[k, 0] += np.int64(np.rint(x[i] * _PER_UM))
+            sums[k, 1] += np.int64(np.rint(y[i] * _PER_UM))
 
 
 @dataclass

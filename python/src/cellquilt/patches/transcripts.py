@@ -36,7 +36,7 @@ from cellquilt.core.points import (
 )
 from cellquilt.core.transforms import Affine
 from cellquilt.patches.balance import CountGrid, Cut, balanced, of_width
-from cellquilt.patches.priors import NoPrior, Nucleus, Prior
+from cellquilt.patches.priors import NoPrior, Nucleus, Prior, PriorCentres
 
 FORMAT = 1
 KIND = "transcripts"
@@ -55,6 +55,8 @@ SCHEMA = pa.schema(
         ("in_nucleus", pa.bool_()),
     ]
 )
+#: Of how many transcripts a prior cell has to be to count for how far prior cells are apart.
+MIN_PRIOR_TRANSCRIPTS = 10
 _FILE = "transcripts.parquet"
 #: Patches written at a time: as many files are open, and their buffers share the memory.
 _FILES_AT_A_TIME = 400
@@ -151,7 +153,11 @@ class TranscriptBundle:
 
     @property
     def prior(self) -> dict[str, Any]:
-        """Where the prior cells are from, and how many there are: ``from``, ``name``, ``n_cells``."""
+        """Where the prior cells of the slide are from, how many there are and how far apart.
+
+        ``from``, ``name``, ``n_cells``; ``spacing_um``, see `PriorCentres`, of the slide's cells with at least
+        ``min_transcripts``: the same number in all its bundles, None where it is not known.
+        """
         return dict(self.attributes["prior"])
 
     @property
@@ -305,13 +311,15 @@ def write_transcript_bundles(
     nucleus: Nucleus | None = None,
     cutting: Cutting | None = None,
     pixel_size_um: float | None = None,
+    min_prior_transcripts: int = MIN_PRIOR_TRANSCRIPTS,
     memory_mb: int = 1500,
 ) -> TranscriptPatches:
     """Cut the transcripts of a slide into bundles.
 
     Two passes over the points: one that counts where they are (coordinates and genes only), one that writes. Memory is
-    bounded by `memory_mb`, whatever the slide. There is always at least one bundle; it holds no patch where there is
-    nothing to segment. What a patch holds does not depend on the order of the points or how they are stored.
+    bounded by `memory_mb`, whatever the slide; prior cells take more by their number: 24 bytes each for where they are,
+    40 more in the end. There is always at least one bundle; it holds no patch where there is nothing to segment. What a
+    patch holds does not depend on the order of the points or how they are stored.
 
     Parameters
     ----------
@@ -331,6 +339,8 @@ def write_transcript_bundles(
         How to cut.
     pixel_size_um
         Of the main image, where there is one.
+    min_prior_transcripts
+        Prior cells with fewer transcripts do not count for how far prior cells are apart.
     memory_mb
         Memory for data.
 
@@ -354,7 +364,6 @@ def write_transcript_bundles(
         "pixel_size_um": pixel_size_um,
         "transforms": {name: np.asarray(m).tolist() for name, m in points_transforms(points).items()},
         "engine": dict(engine),
-        "prior": {"from": source.prior.kind, "name": source.prior.name, "n_cells": source.prior.n_cells},
         "genes": source.genes,
     }
     paths = [Path(output) / f"bundle_{number:03d}.zarr" for number in range(n_bundles)]
@@ -371,6 +380,14 @@ def write_transcript_bundles(
                     (folder / _name({"index": index})).mkdir()
                     files.append(folder / _name({"index": index}) / _FILE)
             held = _write_patches(source, cut, edges[numbers[0]], files, memory_mb)
+            if first == 0:  # all transcripts came by
+                attributes["prior"] = {
+                    "from": source.prior.kind,
+                    "name": source.prior.name,
+                    "n_cells": source.prior.n_cells,
+                    "spacing_um": source.centres.spacing_um(min_prior_transcripts),
+                    "min_transcripts": min_prior_transcripts,
+                }
             made = [_record(cut, edges[numbers[0]] + k, n, cutting.min_transcripts) for k, n in enumerate(held)]
             records += made
             for number, folder in folders.items():
@@ -400,7 +417,7 @@ def _facts(
     limit = cutting.transcripts_per_patch if cutting.width_um is None else np.inf
     return {
         **source.numbers,
-        "n_prior_with_transcripts": int(source.used[1:].sum()),
+        "n_prior_with_transcripts": int((source.centres.n_transcripts > 0).sum()),
         "n_patches": attributes["n_patches"],
         "n_bundles": attributes["n_bundles"],
         "n_sparse_patches": len(sparse),
@@ -422,7 +439,7 @@ class _Source:
     grid: CountGrid = field(default_factory=CountGrid)
     names: GeneNames = field(default_factory=GeneNames)
     numbers: dict[str, int] = field(default_factory=dict)
-    used: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, dtype=bool))  # prior cells with a transcript
+    centres: PriorCentres = field(default_factory=lambda: PriorCentres(0))
 
     def look(self) -> CountGrid:
         """The first pass: where the transcripts are, which genes and which prior cells there are."""
@@ -436,7 +453,7 @@ class _Source:
         self.numbers = {"n_transcripts": int(left_out.sum())}
         self.numbers |= {f"n_{REASONS[k]}": int(left_out[k]) for k in range(1, len(REASONS))}
         self.numbers |= {"n_to_segment": int(left_out[0]), "n_with_prior": 0, "n_in_nucleus": 0}
-        self.used = np.zeros(self.prior.n_cells + 1, dtype=bool)
+        self.centres = PriorCentres(self.prior.n_cells)
         return self.grid
 
     def columns(self, *, count: bool) -> Iterator[dict[str, NDArray[Any]]]:
@@ -456,7 +473,7 @@ class _Source:
             }
             if count:
                 self.numbers["n_with_prior"] += int((columns["prior_cell"] > 0).sum())
-                self.used[columns["prior_cell"]] = True
+                self.centres.add(columns["prior_cell"], columns["x_um"], columns["y_um"])
                 self.numbers["n_in_nucleus"] += int(columns["in_nucleus"].sum())
             yield columns
 

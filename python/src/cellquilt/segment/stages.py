@@ -178,12 +178,14 @@ def patchify_transcripts(
     from cellquilt.core.images import open_image
     from cellquilt.core.points import points_transforms
     from cellquilt.patches.priors import find_nucleus, find_prior
-    from cellquilt.patches.transcripts import POINTS, write_transcript_bundles
+    from cellquilt.patches.transcripts import MIN_PRIOR_TRANSCRIPTS, POINTS, write_transcript_bundles
 
     slide = Store(store)
     points = slide.element("points", POINTS)
     record = Record("patchify_transcripts", slide.name, settings.of_stage("patchify_transcripts"))
-    engine = importlib.import_module(f"cellquilt.segment.{method}").plan(settings) if method else {"method": None}
+    engine: dict[str, Any] = {"method": None}
+    if method:
+        engine = importlib.import_module(f"cellquilt.segment.{method}").plan(settings)
     place = {"cells": None if cells is None else Store(cells), "threads": settings["threads"]}
     prior = find_prior(
         slide,
@@ -204,6 +206,7 @@ def patchify_transcripts(
             cutting=_cutting(settings, engine),
             pixel_size_um=open_image(slide.path).pixel_size_um if slide.names("images") else None,
             memory_mb=settings["memory_mb"],
+            min_prior_transcripts=engine.get("min_prior_transcripts", MIN_PRIOR_TRANSCRIPTS),
         )
     record.facts.update(made.facts)
     _log_patches(slide.name, made.facts)

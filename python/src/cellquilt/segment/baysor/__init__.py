@@ -25,7 +25,7 @@ from cellquilt.core.settings import default as default_of
 from cellquilt.patches.transcripts import TranscriptBundle
 from cellquilt.segment.baysor.call import CONFIG, INSTALL, MOLECULES, PRIOR, Door, arguments, check_end
 from cellquilt.segment.baysor.config import Config, checked_config, config_path, read_tree
-from cellquilt.segment.baysor.prior import main_prior, prior_centres, scale_of_centres
+from cellquilt.segment.baysor.prior import main_prior
 from cellquilt.segment.baysor.read import ROW, Found, no_cells, read_output
 from cellquilt.segment.executable import Ended, find_executable
 from cellquilt.segment.molecules import borders, write_result
@@ -54,7 +54,7 @@ def plan(settings: Mapping[str, Any]) -> dict[str, Any]:
     -------
     dict
         Plain data for the bundle's ``engine``: ``method`` and what was given, a configuration file as its content, so
-        that no task has to find it.
+        that no task has to find it. ``min_prior_transcripts`` says which prior cells the scale is taken from.
 
     Raises
     ------
@@ -62,11 +62,11 @@ def plan(settings: Mapping[str, Any]) -> dict[str, Any]:
         What `checked_config` refuses.
     """
     given = _given(settings)
-    checked_config(given)
+    config = checked_config(given)
     if "baysor_config" in given:
         given["baysor_config"] = read_tree(given["baysor_config"])
     own = {name: value for name, value in given.items() if name.startswith("baysor_") and name not in _LOCAL}
-    return {"method": METHOD, **own}
+    return {"method": METHOD, "min_prior_transcripts": config.min_molecules_per_cell, **own}
 
 
 def segment_bundle(
@@ -124,7 +124,7 @@ def segment_bundle(
         config.check_version(task.door.contract)
         record.facts["baysor"] = task.door.facts
         if config.scale_um is None:
-            task.config = config.but(scale=_bundle_scale(bundle, config))
+            task.config = config.but(scale=_slide_scale(bundle))
             record.facts["scale_um"] = task.config.scale_um
         task.log.unlink(missing_ok=True)
     result = segment_patches(bundle, METHOD, task.segment, keep_going=values["on_patch_error"] == "skip")
@@ -185,14 +185,13 @@ def _in_force(bundle: TranscriptBundle, settings: Mapping[str, Any]) -> dict[str
     return {**{name: default_of(name) for name in _OF_THE_TASK}, **own, **Settings(given).given, **tree}
 
 
-def _bundle_scale(bundle: TranscriptBundle, config: Config) -> float | None:
-    """A scale from the prior cells of all patches of a bundle, as Baysor would take it of each patch; None if too few.
+def _slide_scale(bundle: TranscriptBundle) -> float | None:
+    """Half the distance of neighbouring prior cells: Baysor's rule, over the slide; None if there are too few.
 
     One scale for all, so that cells of neighbouring patches are sought at the same size, and sparse patches have one.
     """
-    least = config.min_molecules_per_cell
-    parts = [prior_centres(bundle.read(record), record, least) for record in bundle.patches]
-    return scale_of_centres(np.concatenate(parts)) if parts else None
+    spacing_um = bundle.prior.get("spacing_um")
+    return None if spacing_um is None else spacing_um / 2
 
 
 @dataclass
@@ -219,7 +218,7 @@ class _Task:
             # Too few for a single cell: that there is none is the right answer, which Baysor cannot give.
             found = no_cells(len(xy))
         else:
-            _check_patch(table, self.config, xy)
+            _check_patch(table, self.config, xy, self.bundle.prior)
             found, facts = self._call(record, table, xy)
         found = found.at_least(self.values["min_area_um2"])
         facts["n_outlines_from_molecules"] = found.n_from_molecules
@@ -280,7 +279,7 @@ def _border_columns(found: Found, record: dict[str, Any]) -> dict[str, np.ndarra
     return {"cut": depth <= found.spacing_um, "depth_um": depth}
 
 
-def _check_patch(table: pa.Table, config: Config, xy: np.ndarray) -> None:
+def _check_patch(table: pa.Table, config: Config, xy: np.ndarray, prior: Mapping[str, Any]) -> None:
     """Refuse what Baysor would end on, or get wrong without a word."""
     n = table.num_rows
     z = table.column("z_um").to_numpy()
@@ -306,8 +305,8 @@ def _check_patch(table: pa.Table, config: Config, xy: np.ndarray) -> None:
     if config.scale_um is None:
         raise CellquiltError(
             "baysor-scale-missing",
-            f"no scale was given and there are fewer than {_FEWEST_PRIOR_CELLS} prior cells with at least "
-            f"{config.min_molecules_per_cell} transcripts to take it from",
+            f"no scale was given and the slide has fewer than {_FEWEST_PRIOR_CELLS} prior cells with at least "
+            f"{prior.get('min_transcripts', config.min_molecules_per_cell)} transcripts to take it from",
             "give baysor_scale_um, about the radius of a cell",
         )
 
