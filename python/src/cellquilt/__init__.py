@@ -15,10 +15,9 @@ _PUBLIC = {
     "compare": "cellquilt.steps",
     "make_image_patches": "cellquilt.steps",
     "make_transcript_patches": "cellquilt.steps",
-    "simulate": "cellquilt.simulate",
     "spatial_neighbors": "cellquilt.domains.tables",
 }
-_MODULES = ("domains", "export", "io", "segmentation")
+_MODULES = ("domains", "export", "io", "segmentation", "simulate")
 
 __all__ = [
     "CellquiltError",

@@ -1,7 +1,7 @@
 """Simulated slides with known truth.
 
-``cellquilt.simulate(output, ...)`` makes a cohort; this module is itself callable, so that the function and the
-package that holds it can share the public name.
+``cellquilt.simulate(output, ...)`` makes a cohort, ``cellquilt.simulate.cell_tables(...)`` only its cell tables. This
+module is itself callable, so that the function and the package that holds it can share the public name.
 """
 
 import sys
@@ -13,6 +13,7 @@ __all__ = [
     "Parameters",
     "Slide",
     "calibration_table",
+    "cell_tables",
     "format_table",
     "make_parameters",
     "simulate",
@@ -26,6 +27,7 @@ _HOMES = {
     "make_parameters": "parameters",
     "Slide": "slide",
     "calibration_table": "calibration",
+    "cell_tables": "tables",
     "format_table": "calibration",
     "truth_scores": "scores",
 }

@@ -37,6 +37,9 @@ CELL_TYPES: tuple[tuple[str, float, float, float, float, float], ...] = (
 TYPE_NAMES = [row[0] for row in CELL_TYPES]
 _SHAPES = np.array([row[1:5] for row in CELL_TYPES])
 
+# Types that a domain is rich in; no two domains have the same.
+_FAVOURED = ((0, 4), (1, 7), (2, 2), (3, 5), (4, 6), (5, 1), (6, 3), (7, 2))
+
 NO_NUCLEUS, IN_PLANE, OUT_OF_FOCUS = 0, 1, 2
 
 
@@ -81,16 +84,16 @@ class Cells:
         return len(self.ids)
 
 
-def composition(n_domains: int) -> np.ndarray:
+def composition(n_domains: int, contrast: float = 1.0) -> np.ndarray:
     """Share of candidates of every type in every domain: (n_domains, n_types) float64, rows sum to 1.
 
-    Every domain is rich in two types and poor in the others; types and domains are the same on all slides.
+    Every domain is rich in its own one or two types and poor in the others; types and domains are the same on all
+    slides.
     """
     base = np.array([row[5] for row in CELL_TYPES])
     weights = np.tile(base, (n_domains, 1))
     for domain in range(n_domains):
-        favoured = [domain % len(base), (domain * 3 + 4) % len(base)]
-        weights[domain, favoured] *= 5.0
+        weights[domain, list(_FAVOURED[domain])] *= 5.0**contrast
     return weights / weights.sum(axis=1, keepdims=True)
 
 
@@ -122,7 +125,7 @@ def cells_in(parameters: Parameters, seed: int, tissue: TissueMap, x0: float, y0
     margin = conflict_um * (2 * ROUNDS - 1) + 2 * step
     i0, i1 = math.floor((x0 - margin) / step), math.ceil((x1 + margin) / step)
     j0, j1 = math.floor((y0 - margin) / step), math.ceil((y1 + margin) / step)
-    cumulative = np.cumsum(composition(parameters.n_domains), axis=1)
+    cumulative = np.cumsum(composition(parameters.n_domains, parameters.domain_contrast), axis=1)
     candidates, kind, domain, state = _candidates(
         seed,
         i0,
@@ -136,6 +139,7 @@ def cells_in(parameters: Parameters, seed: int, tissue: TissueMap, x0: float, y0
         tissue.seed,
         tissue.numbers,
         tissue.domain_cuts,
+        tissue.niche_cuts,
     )
     kept = _pack(candidates, state, squeeze, math.ceil(conflict_um / step) + 1, ROUNDS)
     kept &= candidates[..., 5] < parameters.density
@@ -166,7 +170,7 @@ def _ids(parameters: Parameters, site: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(cache=True, nogil=True)
-def _candidates(seed, i0, i1, j0, j1, step, size, cumulative, shapes, map_seed, numbers, domain_cuts):
+def _candidates(seed, i0, i1, j0, j1, step, size, cumulative, shapes, map_seed, numbers, domain_cuts, niche_cuts):
     """Candidates of lattice sites, and their kind, domain and state.
 
     Numbers are (rows, columns, 6): x, y, radius, rank, elongation, thinning number.
@@ -181,7 +185,7 @@ def _candidates(seed, i0, i1, j0, j1, step, size, cumulative, shapes, map_seed, 
             start(rng, place_key(seed, STREAM_CELL, i, j))
             x = (i + 0.5 + 0.9 * (uniform(rng) - 0.5)) * step
             y = (j + 0.5 + 0.9 * (uniform(rng) - 0.5)) * step
-            s, d = state_at(map_seed, numbers, domain_cuts, x, y)
+            s, d = state_at(map_seed, numbers, domain_cuts, niche_cuts, x, y)
             pick = uniform(rng)
             k = 0
             while k < cumulative.shape[1] - 1 and pick >= cumulative[d, k]:

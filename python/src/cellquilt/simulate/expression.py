@@ -53,6 +53,15 @@ def gene_names(calibration: Calibration, n_genes: int | None) -> tuple[list[str]
     return [names[k] for k in order], shares[order] / shares.sum()
 
 
+def in_panel(seed: int, n_genes: int, slide: int, panels: int, panel_overlap: float) -> np.ndarray:
+    """Which genes the panel of a slide has: (n_genes,) bool."""
+    dealt = np.random.default_rng([seed, _PURPOSE + 1]).permutation(n_genes)
+    n_shared = round(panel_overlap * n_genes) if panels > 1 else n_genes
+    panel_of = np.full(n_genes, -1)
+    panel_of[dealt[n_shared:]] = np.arange(n_genes - n_shared) % panels
+    return (panel_of == -1) | (panel_of == slide % panels)
+
+
 def expression(
     parameters: Parameters, calibration: Calibration, slide: int, panels: int, panel_overlap: float, batch_effect: float
 ) -> Expression:
@@ -87,19 +96,16 @@ def expression(
     programme[:_HOUSEKEEPING] = -1
     domain_factor = np.ones((n_domains, n))
     changed = np.flatnonzero(programme >= 0)
-    domain_factor[programme[changed], changed] = np.exp(contrast * np.log(3.0))
+    domain_factor[programme[changed], changed] = np.exp(contrast * parameters.domain_contrast * np.log(3.0))
     factors = np.exp(log_factor)[None] * domain_factor[:, None]
-    weights = calibration.area_shares if n_domains == len(calibration.area_shares) else composition(n_domains)
+    weights = composition(n_domains, parameters.domain_contrast)
+    if n_domains == len(calibration.area_shares) and parameters.domain_contrast == 1:
+        weights = calibration.area_shares
     weights = weights / weights.sum()
     rates = shares * factors / np.einsum("dt,dtg->g", weights, factors)
     if slide > 0 and batch_effect > 0:
         batch = np.random.default_rng([parameters.seed, _PURPOSE, slide])
         rates = rates * np.exp(batch_effect * (batch.standard_normal(n) + 0.5 * batch.standard_normal()))
-    if panels > 1:
-        dealt = np.random.default_rng([parameters.seed, _PURPOSE + 1]).permutation(n)
-        n_shared = round(panel_overlap * n)
-        panel_of = np.full(n, -1)
-        panel_of[dealt[n_shared:]] = np.arange(n - n_shared) % panels
-        rates = rates * ((panel_of == -1) | (panel_of == slide % panels))
+    rates = rates * in_panel(parameters.seed, n, slide, panels, panel_overlap)
     ambient = np.einsum("dt,dtg->g", weights, rates)
     return Expression(names + list(calibration.controls), len(calibration.controls), rates, ambient)

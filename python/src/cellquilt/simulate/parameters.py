@@ -23,6 +23,13 @@ class Parameters:
         Tissue domains, 1 to 8.
     domain_um
         Typical width of a domain.
+    domain_shares
+        Share of the canvas of every domain; None makes all layers equal. A domain of share 0 is absent.
+    domain_contrast
+        How strongly domains differ in their mix of cell types (its log) and in their programmes of genes.
+    n_niches, niche_um
+        How many of the domains, the last ones, are islands within the others, and the typical width of an island. Of
+        equal shares each has 4 %.
     tissue_fraction
         Share of the canvas inside the tissue's outline; the rest is glass.
     empty_fraction, necrotic_fraction
@@ -72,6 +79,10 @@ class Parameters:
     n_genes: int | None = None
     n_domains: int = 4
     domain_um: float = 150.0
+    domain_shares: tuple[float, ...] | None = None
+    domain_contrast: float = 1.0
+    n_niches: int = 0
+    niche_um: float = 60.0
     tissue_fraction: float = 1.0
     empty_fraction: float = 0.06
     necrotic_fraction: float = 0.02
@@ -144,10 +155,10 @@ _SHARES = (
     "tissue_fraction", "empty_fraction", "necrotic_fraction", "density", "overlap", "pairing", "no_nucleus",
     "vignetting", "fov_dropout", "ambient", "diffusion", "control_rate",
 )  # fmt: skip
-_POSITIVE = ("pixel_size_um", "domain_um", "size", "contrast", "blur_um", "illumination_gradient", "fov_um")
+_POSITIVE = ("pixel_size_um", "domain_um", "size", "contrast", "blur_um", "illumination_gradient", "fov_um", "niche_um")
 _NOT_NEGATIVE = (
     "brightness_spread", "background", "haze", "noise", "fov_spread", "density_factor", "diffusion_um",
-    "cell_type_contrast",
+    "cell_type_contrast", "domain_contrast",
 )  # fmt: skip
 
 
@@ -188,4 +199,19 @@ def _mistakes(parameters: Parameters) -> list[CellquiltError]:
         if value is not None and not low <= value <= high:
             message = f"{name} is {value}; expected a number from {low:g} to {high:g}"
             errors.append(CellquiltError("simulate-value", message))
-    return errors
+    return errors + _domain_mistakes(parameters)
+
+
+def _domain_mistakes(parameters: Parameters) -> list[CellquiltError]:
+    n, niches, shares = parameters.n_domains, parameters.n_niches, parameters.domain_shares
+    errors = []
+    if not 0 <= niches < n:
+        errors.append(f"n_niches is {niches}; expected 0 to {n - 1}, as one of the {n} domains lies around them")
+    elif shares is not None:
+        if len(shares) != n:
+            errors.append(f"domain_shares has {len(shares)} numbers; expected {n}, one for each domain")
+        elif min(shares) < 0 or sum(shares[: n - niches]) <= 0 or sum(shares[n - niches :]) >= 0.9:
+            errors.append(
+                f"domain_shares is {shares}; expected no negative number, a layer above 0, niches below 0.9 together"
+            )
+    return [CellquiltError("simulate-value", message) for message in errors]

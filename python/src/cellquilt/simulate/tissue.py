@@ -11,10 +11,18 @@ import numba
 import numpy as np
 
 from cellquilt.simulate.parameters import Parameters
-from cellquilt.simulate.randomness import STREAM_DOMAIN, STREAM_EMPTY, STREAM_NECROSIS, STREAM_OUTLINE, two_octaves
+from cellquilt.simulate.randomness import (
+    STREAM_DOMAIN,
+    STREAM_EMPTY,
+    STREAM_NECROSIS,
+    STREAM_NICHE,
+    STREAM_OUTLINE,
+    two_octaves,
+)
 
 EMPTY_UM = 45.0
 NECROSIS_UM = 90.0
+NICHE_SHARE = 0.04  # of the canvas, each, where no shares are given
 _GRID = 96  # places along either side of the canvas on which the quantiles are taken
 
 GLASS, HOLE, NECROTIC, LIVE = 0, 1, 2, 3
@@ -27,15 +35,19 @@ class TissueMap:
     Attributes
     ----------
     numbers
-        (9,) float64: width and height in µm, outline's half axes and exponent, its on/off, thresholds of empty and
-        necrotic regions, domain length.
+        (10,) float64: width and height in µm, outline's half axes and exponent, its on/off, thresholds of empty and
+        necrotic regions, domain length, niche length.
     domain_cuts
-        (n_domains - 1,) float64, rising.
+        (n_layers - 1,) float64, rising.
+    niche_cuts
+        (n_niches,) float64: niche k lies where its own field reaches this and no later niche lies. Niches are the
+        domains after the layers.
     """
 
     seed: int
     numbers: np.ndarray
     domain_cuts: np.ndarray
+    niche_cuts: np.ndarray
 
     def at(self, x_um: np.ndarray, y_um: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """State (`GLASS`, `HOLE`, `NECROTIC`, `LIVE`) and domain index of places.
@@ -50,7 +62,8 @@ class TissueMap:
         state, domain
             (n,) int8 and (n,) int8.
         """
-        return _states(self.seed, self.numbers, self.domain_cuts, np.asarray(x_um, float), np.asarray(y_um, float))
+        x, y = np.asarray(x_um, float), np.asarray(y_um, float)
+        return _states(self.seed, self.numbers, self.domain_cuts, self.niche_cuts, x, y)
 
 
 def tissue_map(parameters: Parameters, seed: int) -> TissueMap:
@@ -72,13 +85,26 @@ def tissue_map(parameters: Parameters, seed: int) -> TissueMap:
     necrotic = (
         cut(STREAM_NECROSIS, NECROSIS_UM, parameters.necrotic_fraction) if parameters.necrotic_fraction > 0 else -1
     )
-    parts = np.arange(1, parameters.n_domains) / parameters.n_domains
+    n_layers = parameters.n_domains - parameters.n_niches
+    if parameters.domain_shares is None:
+        parts = np.arange(1, n_layers) / n_layers
+        niche_shares = np.full(parameters.n_niches, NICHE_SHARE)
+    else:
+        layers = np.array(parameters.domain_shares[:n_layers], dtype=float)
+        parts = np.minimum(np.cumsum(layers)[:-1] / layers.sum(), 1.0)
+        niche_shares = np.array(parameters.domain_shares[n_layers:], dtype=float)
     domain_cuts = np.atleast_1d(cut(STREAM_DOMAIN, parameters.domain_um, parts))
+    domain_cuts[parts == 0] = -np.inf
+    domain_cuts[parts == 1] = np.inf
+    niche_cuts = np.array(
+        [cut(STREAM_NICHE + k, parameters.niche_um, 1 - share) for k, share in enumerate(niche_shares.tolist())]
+    )
+    niche_cuts[niche_shares == 0] = np.inf
     numbers = np.array(
         [width, height, width / 2 * stretch, height / 2 * stretch, exponent, float(fraction < 1), empty, necrotic,
-         parameters.domain_um]
+         parameters.domain_um, parameters.niche_um]
     )  # fmt: skip
-    return TissueMap(seed, numbers.astype(np.float64), domain_cuts.astype(np.float64))
+    return TissueMap(seed, numbers.astype(np.float64), domain_cuts.astype(np.float64), niche_cuts.astype(np.float64))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -90,13 +116,16 @@ def _field(seed, stream, length, x, y):
 
 
 @numba.njit(cache=True, nogil=True)
-def state_at(seed, numbers, domain_cuts, x, y):
+def state_at(seed, numbers, domain_cuts, niche_cuts, x, y):
     """State and domain of one place (µm); see `TissueMap`."""
     domain = 0
     if len(domain_cuts) > 0:
         value = two_octaves(seed, STREAM_DOMAIN, x, y, numbers[8])
         while domain < len(domain_cuts) and value >= domain_cuts[domain]:
             domain += 1
+    for k in range(len(niche_cuts)):
+        if two_octaves(seed, STREAM_NICHE + k, x, y, numbers[9]) >= niche_cuts[k]:
+            domain = len(domain_cuts) + 1 + k
     if numbers[5] > 0:
         if numbers[2] <= 0:
             return GLASS, domain
@@ -113,9 +142,9 @@ def state_at(seed, numbers, domain_cuts, x, y):
 
 
 @numba.njit(cache=True, nogil=True)
-def _states(seed, numbers, domain_cuts, x, y):
+def _states(seed, numbers, domain_cuts, niche_cuts, x, y):
     state = np.empty(len(x), np.int8)
     domain = np.empty(len(x), np.int8)
     for k in range(len(x)):
-        state[k], domain[k] = state_at(seed, numbers, domain_cuts, x[k], y[k])
+        state[k], domain[k] = state_at(seed, numbers, domain_cuts, niche_cuts, x[k], y[k])
     return state, domain
