@@ -5,10 +5,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from cellquilt.domains import metrics
+from cellquilt.domains import analysis, metrics, plots
 from cellquilt.domains.tables import spatial_neighbors
 
-__all__ = ["Model", "metrics", "spatial_neighbors"]
+__all__ = ["Model", "analysis", "metrics", "plots", "spatial_neighbors"]
 
 if TYPE_CHECKING:
     from cellquilt.domains.model import Model
