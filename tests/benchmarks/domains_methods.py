@@ -264,8 +264,8 @@ def graphst(slides: Slides) -> list[Any]:
 def spaceflow(slides: Slides) -> list[Any]:
     """SpaceFlow with its defaults, all slides side by side; k-means of its embedding."""
     import torch
-    from SpaceFlow.SpaceFlow import SpaceFlow
     from sklearn.cluster import KMeans
+    from SpaceFlow.SpaceFlow import SpaceFlow
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     together = slides.apart()
