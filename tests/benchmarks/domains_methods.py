@@ -164,13 +164,12 @@ def _novae(slides: Slides, converge: bool) -> list[Any]:
     try:
         key = model.assign_domains(n_domains=slides.n_domains)
     except ValueError:
-        # No level has just so many: the first that has more.
+        # No level has just so many: the one that comes nearest.
         from novae.utils import unique_leaves_indices
 
-        leaves = unique_leaves_indices(model.adatas)
-        levels = model.swav_head.clusters_levels[:, leaves]
-        found = [len(np.unique(levels[-level])) for level in range(1, len(levels))]
-        key = model.assign_domains(level=1 + next(k for k, n in enumerate(found) if n > slides.n_domains))
+        levels = model.swav_head.clusters_levels[:, unique_leaves_indices(model.adatas)]
+        off = [abs(len(np.unique(levels[-level])) - slides.n_domains) for level in range(1, len(levels))]
+        key = model.assign_domains(level=1 + int(np.argmin(off)))
     slides.notes = {
         "epochs": len(watch.epochs),
         "train_s": round(trained_s, 1),
