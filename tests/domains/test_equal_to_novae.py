@@ -132,7 +132,7 @@ def test_live_against_novae(tmp_path):
     weights = Path(os.environ.get("CELLQUILT_NOVAE_WEIGHTS", DATA / "default"))
     shutil.copytree(weights, tmp_path / "model")
     tables = novae.toy_dataset(n_panels=1, n_slides_per_panel=1, xmax=300, n_vars=60)
-    genes = cq.domains.Model.from_pretrained(weights).checkpoint.vocabulary.names
+    genes = cq.domains.Model.from_pretrained(weights).vocabulary.names
     for table in tables:
         table.var_names = genes[: table.n_vars]
         table.obsm["spatial"] = table.obsm["spatial"] + np.random.default_rng(0).uniform(-5, 5, (table.n_obs, 2))

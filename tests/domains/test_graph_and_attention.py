@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from cellquilt.domains.attention import GraphAttention, own_lengths
 from cellquilt.domains.neighbourhoods import at, make_batch, within
+from cellquilt.domains.published.attention import GraphAttention, own_lengths
 from cellquilt.geometry.neighbours import SpatialGraph, neighbour_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st

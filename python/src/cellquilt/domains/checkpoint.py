@@ -1,52 +1,33 @@
-"""Weights on disk: a folder with ``config.json`` and ``model.safetensors``, ours and published ones alike."""
+"""Models on disk: a folder with ``config.json`` and ``model.safetensors``, ours and published ones alike."""
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError
-from cellquilt.domains.expression import Vocabulary
-from cellquilt.domains.network import Architecture, Network, load_parameters, published_parameters
+
+if TYPE_CHECKING:
+    from cellquilt.domains.model import Encoder
+    from cellquilt.domains.prototypes import Prototypes
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_NEEDED = ("embedding_size", "hidden_size", "heads", "num_layers", "output_size", "num_prototypes", "n_hops_local")
 
 
-@dataclass
-class Checkpoint:
-    """A network with all that is needed to use it.
-
-    Attributes
-    ----------
-    network
-        With its weights.
-    vocabulary
-        The genes it knows; empty if it takes embedded cells.
-    config
-        What ``config.json`` says.
-    """
-
-    network: Network
-    vocabulary: Vocabulary
-    config: dict[str, Any]
-
-
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read a model.
+def read_checkpoint(folder: Path) -> "tuple[Encoder, Prototypes]":
+    """Read a model of either kind.
 
     Raises
     ------
     CellquiltError
-        ``model-missing``, ``model-invalid`` with what does not fit.
+        ``model-missing``, ``model-invalid`` with what does not fit, ``package-missing``.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise CellquiltError(
@@ -57,34 +38,35 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
         raise CellquiltError("model-invalid", f"{folder / CONFIG} is not JSON: {error}", hint) from error
-    absent = [name for name in _NEEDED if not isinstance(config, dict) or not isinstance(config.get(name), int)]
-    if absent:
-        raise CellquiltError("model-invalid", f"{folder / CONFIG} does not say {', '.join(absent)}", hint)
+    if not isinstance(config, dict):
+        raise CellquiltError("model-invalid", f"{folder / CONFIG} is no JSON object", hint)
+    if config.get("recipe") == "factors":
+        from cellquilt.domains.factors.checkpoint import read_factors
+
+        return read_factors(folder, config)
+    with needs_torch():
+        from cellquilt.domains.published.checkpoint import read_published
+    encoder = read_published(folder, config)
+    return encoder, encoder.prototypes
+
+
+@contextmanager
+def needs_torch() -> Iterator[None]:
+    """Say which extra lacks where torch is imported."""
     try:
-        parameters = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise CellquiltError("model-invalid", f"{folder / WEIGHTS} cannot be read: {error}", hint) from error
-    names = config.get("var_names") or []
-    known = Architecture.__dataclass_fields__
-    sizes = Architecture(**{name: config[name] for name in known if isinstance(config.get(name), int)})
-    network = Network(len(names), sizes)
-    wrong = load_parameters(network, parameters)
-    if wrong:
-        shown = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise CellquiltError("model-invalid", f"{folder / WEIGHTS} does not fit {CONFIG}: {shown}", hint)
-    if not all(torch.isfinite(part).all() for part in network.state_dict().values()):
-        raise CellquiltError("model-invalid", f"{folder / WEIGHTS} has weights that are no numbers", hint)
-    return Checkpoint(network.eval(), Vocabulary(names), config)
+        yield
+    except ModuleNotFoundError as error:
+        raise CellquiltError(
+            "package-missing", f"published models need the package {error.name}", "install cellquilt[domains]"
+        ) from None
 
 
-def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
-    """Write a model: the two files, the same bytes for the same model."""
-    from safetensors.torch import save_file
+def write_files(folder: Path, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Path:
+    """Write the two files, the same bytes for the same content."""
+    from safetensors.numpy import save_file
 
-    state = {name: part.contiguous() for name, part in sorted(published_parameters(checkpoint.network).items())}
-    config = {**checkpoint.config, **checkpoint.network.sizes.to_dict(), "var_names": checkpoint.vocabulary.names}
     with atomic_path(folder) as part:
         os.makedirs(part, exist_ok=True)
         (part / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        save_file(state, part / WEIGHTS)
+        save_file({name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}, part / WEIGHTS)
     return folder

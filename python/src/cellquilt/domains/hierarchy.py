@@ -38,6 +38,44 @@ class Hierarchy:
         found = linkage(np.maximum(pdist(np.asarray(prototypes, dtype=np.float64), "cosine"), 0), "average")
         return cls(found[:, :2].astype(np.int64), found[:, 2])
 
+    @classmethod
+    def ward(
+        cls,
+        prototypes: NDArray[np.floating],
+        cells: NDArray[np.floating],
+        groups: NDArray[np.int64] | None = None,
+    ) -> "Hierarchy":
+        """Of (n_prototypes, size) prototypes that stand for so many cells, (n_prototypes,) each.
+
+        Those merge first whose merging adds least to the squared distances of cells to their centres (Ward 1963);
+        within groups before groups merge.
+        """
+        n = len(prototypes)
+        centres = np.asarray(prototypes, dtype=np.float64).copy()
+        weights = np.maximum(np.asarray(cells, dtype=np.float64), 1e-9)
+        squares = ((centres[:, None] - centres) ** 2).sum(axis=2)
+        cost = squares * weights[:, None] * weights / (weights[:, None] + weights)
+        np.fill_diagonal(cost, np.inf)
+        # More than any merging costs.
+        apart = weights.sum() * squares.max(initial=0) + 1
+        group = np.zeros(n, dtype=np.int64) if groups is None else groups
+        cost += apart * (group[:, None] != group)
+        node = np.arange(n)
+        merges, heights = np.empty((max(n - 1, 0), 2), np.int64), np.empty(max(n - 1, 0))
+        for merge in range(n - 1):
+            i, j = sorted(divmod(int(cost.argmin()), n))
+            merges[merge], heights[merge] = sorted((node[i], node[j])), np.sqrt(2 * (cost[i, j] % apart))
+            both = weights[i] + weights[j]
+            centres[i] = (weights[i] * centres[i] + weights[j] * centres[j]) / both
+            weights[i], node[i] = both, n + merge
+            centres[j] = np.inf
+            added = ((centres - centres[i]) ** 2).sum(axis=1) * weights * both / (weights + both)
+            added[i] = np.inf
+            added += apart * (group != group[i])
+            cost[i], cost[:, i] = added, added
+            cost[j], cost[:, j] = np.inf, np.inf
+        return cls(merges, np.maximum.accumulate(heights))
+
     @property
     def n_prototypes(self) -> int:
         """How many prototypes."""

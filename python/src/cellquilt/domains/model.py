@@ -3,32 +3,59 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cellquilt.core.errors import CellquiltError
-from cellquilt.core.log import LOG, progress
-from cellquilt.domains.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from cellquilt.domains.expression import Expression, log_normalized, slide_expression, variable_genes
+from cellquilt.domains.checkpoint import needs_torch, read_checkpoint
+from cellquilt.domains.expression import Vocabulary
 from cellquilt.domains.hierarchy import Hierarchy, communities
-from cellquilt.domains.neighbourhoods import at, make_batch, within
-from cellquilt.domains.tables import ABOUT, graph_of, slides_of, tables_of
-from cellquilt.geometry.neighbours import SpatialGraph
+from cellquilt.domains.prototypes import Metric, Prototypes
+from cellquilt.domains.slides import SlideCells, Slides
+from cellquilt.domains.tables import ABOUT, slides_of, tables_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-LATENT, LEAF, DOMAIN, IMAGE = "niche_latent", "domain_leaf", "domain", "histo_embeddings"
-_CELLS_AT_ONCE = 4096  # whose expression is dense at a time
-#: Neighbourhoods at a time: few enough that their nodes stay in the processor's cache.
-_BATCH = 128
-#: Cells that zero-shot prototypes are made from, of all slides together.
+LATENT, LEAF, DOMAIN = "niche_latent", "domain_leaf", "domain"
+RECIPES = ("factors", "published")
+#: Cells that prototypes are made from, of all slides together.
 _SAMPLE = 100_000
-#: Cells that a prototype should have at least, where there are few.
-_CELLS_A_PROTOTYPE = 4
+
+
+class Encoder(Protocol):
+    """What both kinds of models are to the rest: slides in, latents out."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The genes that it knows."""
+
+    @property
+    def recipe(self) -> str:
+        """One of `RECIPES`."""
+
+    @property
+    def metric(self) -> Metric:
+        """How latents are compared."""
+
+    @property
+    def size(self) -> int:
+        """Numbers of a latent."""
+
+    @property
+    def n_prototypes(self) -> int:
+        """Most prototypes that are made."""
+
+    def prepare(self, slides: Slides) -> Slides:
+        """What is chosen for a cohort in memory as a whole."""
+
+    def encode(self, slide: SlideCells) -> NDArray[np.float32]:
+        """(n_cells, size) latents; NaN for cells that have none."""
+
+    def save(self, folder: Path, prototypes: Prototypes) -> Path:
+        """Write the model's folder."""
 
 
 class Model:
@@ -36,21 +63,22 @@ class Model:
 
     Parameters
     ----------
-    checkpoint
-        Network, vocabulary and configuration.
+    encoder
+        From slides to latents.
+    prototypes
+        What latents are assigned to.
 
     Examples
     --------
     >>> import cellquilt as cq                                              # doctest: +SKIP
     >>> cq.spatial_neighbors(adatas, radius=80)                             # doctest: +SKIP
-    >>> model = cq.domains.Model.from_pretrained("my-model")                # doctest: +SKIP
-    >>> model.compute_representations(adatas, zero_shot=True)               # doctest: +SKIP
+    >>> model = cq.domains.Model.train(adatas)                              # doctest: +SKIP
+    >>> model.compute_representations(adatas)                               # doctest: +SKIP
     >>> model.assign_domains(adatas, n_domains=7)                           # doctest: +SKIP
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
-        self._hierarchy: Hierarchy | None = None
+    def __init__(self, encoder: Encoder, prototypes: Prototypes) -> None:
+        self.encoder, self._prototypes = encoder, prototypes
 
     @classmethod
     def from_pretrained(cls, path: Path | str) -> "Model":
@@ -61,30 +89,102 @@ class Model:
         CellquiltError
             ``model-missing``, ``model-invalid``.
         """
-        return cls(read_checkpoint(Path(path)))
+        return cls(*read_checkpoint(Path(path)))
+
+    @classmethod
+    def train(
+        cls,
+        adata: "AnnData | Sequence[AnnData] | Slides",
+        *,
+        recipe: str = "factors",
+        start: "Model | None" = None,
+        n_domains: int | None = None,
+        kind: str | None = None,
+        seed: int = 0,
+        threads: int = 1,
+        **options: Any,
+    ) -> "Model":
+        """Make a model of slides, or go on from one.
+
+        Parameters
+        ----------
+        adata
+            Tables with a graph, or slides on disk.
+        recipe
+            ``factors``, in closed form (see `cellquilt.domains.factors`), or ``published``: graph attention trained by
+            swapped assignments (see `cellquilt.domains.published.training`).
+        start
+            Fine-tune this model; its recipe is used.
+        n_domains
+            How many domains are wanted, if that is known: the tree of the prototypes is best there.
+        kind
+            What X holds; None looks at it.
+        seed
+            Of everything that is drawn.
+        threads
+            Threads of the model.
+        **options
+            Of the published recipe, see `published.training.TrainingOptions`.
+
+        Raises
+        ------
+        CellquiltError
+            ``recipe-unknown``, ``options-unknown``, ``too-few-cells``, ``genes-unknown``, ``kinds-differ`` and what the
+            tables are refused for.
+        """
+        recipe = start.encoder.recipe if start else recipe
+        if recipe not in RECIPES:
+            raise CellquiltError("recipe-unknown", f'unknown recipe "{recipe}"', f"one of {', '.join(RECIPES)}")
+        slides = adata if isinstance(adata, Slides) else Slides.of_tables(tables_of(adata), kind)
+        if not len(slides):
+            raise CellquiltError("too-few-cells", "there are no slides", "give tables with cells")
+        with threads_of(threads):
+            if recipe == "published":
+                with needs_torch():
+                    from cellquilt.domains.published.training import train_published
+
+                return cls(*train_published(slides, start=start, seed=seed, **options))
+            if options:
+                raise CellquiltError(
+                    "options-unknown", f'recipe "factors" has no {", ".join(sorted(options))}', "leave them out"
+                )
+            from cellquilt.domains.factors import FactorEncoder, fit_factors
+
+            old = start.encoder if start else None
+            assert old is None or isinstance(old, FactorEncoder)
+            encoder = fit_factors(slides, start=old, seed=seed)
+            nothing = Prototypes(np.zeros((0, encoder.size), dtype=np.float32), encoder.metric)
+            model = cls(encoder, nothing)
+            share = max(_SAMPLE // len(slides), 100)
+            sample = [sample_of([encoder.encode(slide)], seed, share) for slide in slides]
+            model.make_prototypes(sample, n_domains=n_domains, seed=seed)
+            return model
 
     def save_pretrained(self, path: Path | str) -> Path:
         """Write the model's folder, ``config.json`` and ``model.safetensors``."""
-        return write_checkpoint(self.checkpoint, Path(path))
+        return self.encoder.save(Path(path), self._prototypes)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The genes that the model knows."""
+        return self.encoder.vocabulary
 
     @property
     def prototypes(self) -> NDArray[np.float32]:
         """(n_prototypes, size) float32."""
-        found: NDArray[np.float32] = self.checkpoint.network.prototypes.detach().numpy()
-        return found
+        return self._prototypes.vectors
 
     @property
     def hierarchy(self) -> Hierarchy:
         """The tree of the prototypes."""
-        if self._hierarchy is None:
-            self._hierarchy = Hierarchy.of(self.prototypes)
-        return self._hierarchy
+        return self._prototypes.hierarchy
 
     def compute_representations(
         self,
         adata: "AnnData | Sequence[AnnData]",
         *,
         zero_shot: bool = False,
+        n_domains: int | None = None,
         kind: str | None = None,
         seed: int = 0,
         threads: int = 1,
@@ -95,94 +195,74 @@ class Model:
         ----------
         adata
             One or several tables with a graph; see `cellquilt.spatial_neighbors`. They get ``obsm["niche_latent"]``
-            (zeros for cells that no cell is two hops away from) and ``obs["domain_leaf"]`` (missing for these).
+            (zeros for cells that have none) and ``obs["domain_leaf"]`` (missing for these).
         zero_shot
             Make prototypes of these slides' latents first.
+        n_domains
+            How many domains are wanted of them, if that is known: the tree of the prototypes is best there.
         kind
-            What X holds, ``counts`` or ``log1p``; None looks at it.
+            What X holds, one of `expression.KINDS`; None looks at it.
         seed
             Of the sample and the clustering for zero-shot.
         threads
-            Threads of the network.
+            Threads of the model.
 
         Raises
         ------
         CellquiltError
-            ``graph-missing``, ``genes-unknown``, ``image-embeddings``, what `expression.kind_of` refuses, and
-            ``too-few-cells`` for zero-shot.
+            ``graph-missing``, ``genes-unknown``, ``kinds-differ``, ``image-embeddings``, what `expression.kind_of`
+            refuses, and ``too-few-cells`` for zero-shot.
         """
         tables = tables_of(adata)
-        logs = [log_normalized(table, kind) for table in tables]
-        with _threads(threads):
-            for table, log, used in zip(tables, logs, variable_genes(logs), strict=True):
-                self._represent(table, log, used)
+        slides = self.encoder.prepare(Slides.of_tables(tables, kind))
+        with threads_of(threads):
+            latents = [self.encoder.encode(slide) for slide in slides]
         if zero_shot:
-            latents = np.concatenate([np.asarray(table.obsm[LATENT])[_valid(table)] for table in tables])
-            self._make_prototypes(latents, seed)
+            self.make_prototypes(latents, n_domains=n_domains, seed=seed)
+        rest = iter(latents)
         for table in tables:
-            self._nearest(table)
+            about: Any = table.uns.get(ABOUT, {})
+            together = np.full((table.n_obs, self.encoder.size), np.nan, dtype=np.float32)
+            for slide in slides_of(table, about.get("slide_key")):
+                together[slide.rows] = next(rest)
+            self._write(table, together)
 
-    def _represent(self, table: "AnnData", log: "AnnData", used: NDArray[np.bool_]) -> None:
-        size = self.checkpoint.network.sizes.output_size
-        latents = np.zeros((table.n_obs, size), dtype=np.float32)
-        image = self._image(table)
-        about: Any = table.uns.get(ABOUT, {})
-        for slide in slides_of(table, about.get("slide_key")):
-            graph = graph_of(table, slide.rows)
-            whole = slide.rows.size == table.n_obs
-            expression = slide_expression(log if whole else log[slide.rows], used, self.checkpoint.vocabulary)
-            of_slide = None if image is None else image[slide.rows]
-            latents[slide.rows] = encode_slide(self.checkpoint, graph, expression, of_slide, slide.name)
-        table.obsm[LATENT] = latents
+    def make_prototypes(
+        self, latents: Sequence[NDArray[np.float32]], *, n_domains: int | None = None, seed: int = 0
+    ) -> None:
+        """Prototypes of the latents at hand, by k-means of a sample of all slides.
 
-    def _image(self, table: "AnnData") -> NDArray[np.float32] | None:
-        """What an image shows around each cell, where the model was trained with it."""
-        wanted = bool((self.checkpoint.config.get("mode_kwargs") or {}).get("multimodal"))
-        if wanted != (IMAGE in table.obsm):
-            there = "has none" if wanted else "has some"
-            raise CellquiltError(
-                "image-embeddings",
-                f'the model was trained {"with" if wanted else "without"} an image, and obsm["{IMAGE}"] {there}',
-                "use a model of the same kind, or " + ("compute them" if wanted else "remove them"),
-            )
-        if not wanted:
-            return None
-        found: NDArray[np.float32] = np.asarray(table.obsm[IMAGE], dtype=np.float32)
-        expected = self.checkpoint.network.sizes.histo_embedding_size
-        if found.shape[1] != expected:
-            raise CellquiltError(
-                "image-embeddings", f'obsm["{IMAGE}"] has {found.shape[1]} numbers a cell, the model takes {expected}'
-            )
+        Parameters
+        ----------
+        latents
+            Of each slide (n_cells, size); NaN for cells that have none.
+        n_domains
+            How many domains are wanted, if that is known.
+        seed
+            Of the sample and the clustering.
+
+        Raises
+        ------
+        CellquiltError
+            ``too-few-cells``.
+        """
+        sample = sample_of(latents, seed)
+        given = {} if n_domains is None else {"n_domains": n_domains}
+        self._prototypes = Prototypes.of_latents(sample, self.encoder.metric, self.encoder.n_prototypes, seed, **given)
+
+    def leaves(self, latents: NDArray[np.float32]) -> NDArray[np.int64]:
+        """(n_cells,) nearest prototype of each latent, -1 for cells that have none."""
+        valid = np.isfinite(latents).all(axis=1)
+        found = np.full(len(latents), -1, dtype=np.int64)
+        found[valid] = self._prototypes.nearest(latents[valid])[0]
         return found
 
-    def _make_prototypes(self, latents: NDArray[np.float32], seed: int) -> None:
-        from sklearn.cluster import MiniBatchKMeans
-
-        rng = np.random.default_rng(seed)
-        if len(latents) > _SAMPLE:
-            latents = latents[np.sort(rng.choice(len(latents), _SAMPLE, replace=False))]
-        n = min(self.checkpoint.network.sizes.num_prototypes, len(latents) // _CELLS_A_PROTOTYPE)
-        if n < 2:
-            raise CellquiltError(
-                "too-few-cells", f"{len(latents)} cells are too few to make prototypes of", "use more slides"
-            )
-        unit = latents / np.maximum(np.linalg.norm(latents, axis=1, keepdims=True), 1e-8)
-        found = MiniBatchKMeans(n, random_state=seed, n_init=3, batch_size=4096).fit(unit.astype(np.float64))
-        centres = found.cluster_centers_ / np.maximum(np.linalg.norm(found.cluster_centers_, axis=1)[:, None], 1e-8)
-        self.checkpoint.network.prototypes = torch.nn.Parameter(torch.from_numpy(centres.astype(np.float32)))
-        self._hierarchy = None
-
-    def _nearest(self, table: "AnnData") -> None:
+    def _write(self, table: "AnnData", latents: NDArray[np.float32]) -> None:
         import pandas as pd
 
-        valid = _valid(table)
-        latents = torch.from_numpy(table.obsm[LATENT])
-        with torch.no_grad():  # a block at a time: all cells × all prototypes would be large
-            blocks = [self.checkpoint.network.project(block).argmax(dim=1) for block in latents.split(_CELLS_AT_ONCE)]
-        nearest = torch.cat(blocks).numpy() if blocks else np.zeros(0, dtype=np.int64)
-        leaves = [f"D{number}" for number in range(len(self.prototypes))]
-        codes = np.where(valid, nearest, -1)
-        table.obs[LEAF] = pd.Categorical.from_codes(codes, leaves)
+        codes = self.leaves(latents)
+        table.obsm[LATENT] = np.nan_to_num(latents)
+        table.obs[LEAF] = pd.Categorical.from_codes(codes, [f"D{number}" for number in range(len(self.prototypes))])
 
     def assign_domains(
         self,
@@ -226,92 +306,74 @@ class Model:
             )
         leaves = [table.obs[LEAF].cat.codes.to_numpy() for table in tables]
         used = np.unique(np.concatenate([codes[codes >= 0] for codes in leaves]))
+        node, names = self.domains_of(used, level=level, n_domains=n_domains, resolution=resolution)
+        place = np.append(node, -1)
+        for table, codes in zip(tables, leaves, strict=True):
+            table.obs[key_added] = pd.Categorical.from_codes(place[codes], names)
+        return key_added
+
+    def domains_of(
+        self,
+        used: NDArray[np.integer],
+        *,
+        level: int = 7,
+        n_domains: int | None = None,
+        resolution: float | None = None,
+    ) -> tuple[NDArray[np.int64], list[str]]:
+        """Domains of prototypes; see `assign_domains`.
+
+        Parameters
+        ----------
+        used
+            Numbers of the prototypes that cells are assigned to, ascending.
+
+        Returns
+        -------
+        domain, names
+            (n_prototypes,) int64 the domain of each prototype, -1 for those of domains that no cell has; and the names
+            of the domains.
+        """
         if resolution is not None:
             node, letter = communities(self.prototypes, resolution), "L"
         else:
-            level = level if n_domains is None else self.hierarchy.level_of(n_domains, used)
+            level = level if n_domains is None else self.hierarchy.level_of(n_domains, np.asarray(used))
             node, letter = self.hierarchy.nodes_at(level), "D"
         there = np.unique(node[used])
-        place = np.append(np.searchsorted(there, node), -1)
-        names = [f"{letter}{number}" for number in there.tolist()]
-        for table, codes in zip(tables, leaves, strict=True):
-            found = np.where(codes >= 0, place[codes], -1)
-            table.obs[key_added] = pd.Categorical.from_codes(found, names)
-        return key_added
+        place = np.searchsorted(there, node)
+        known = np.isin(node, there)
+        return np.where(known, np.minimum(place, max(there.size - 1, 0)), -1), [f"{letter}{n}" for n in there.tolist()]
 
 
-def _valid(table: "AnnData") -> NDArray[np.bool_]:
-    return np.asarray(table.obsm[LATENT]).any(axis=1)
+def sample_of(latents: Sequence[NDArray[np.float32]], seed: int, most: int = _SAMPLE) -> NDArray[np.float32]:
+    """(n, size) some of the latents of slides, of each the same share; those that are NaN are left out."""
+    valid = [np.isfinite(part).all(axis=1) for part in latents]
+    share = min(1.0, most / max(sum(int(part.sum()) for part in valid), 1))
+    found = []
+    for number, (part, there) in enumerate(zip(latents, valid, strict=True)):
+        rows = np.flatnonzero(there)
+        n = round(share * rows.size)
+        if n < rows.size:
+            rows = np.sort(np.random.default_rng([seed, number]).choice(rows, n, replace=False))
+        found.append(part[rows])
+    return np.concatenate(found)
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Threads of torch and of our own kernels, set back at the end."""
+def threads_of(number: int) -> Iterator[None]:
+    """Threads of torch, where it is in use, and of our own kernels; set back at the end."""
+    import sys
+
     import numba
 
-    before = torch.get_num_threads(), numba.get_num_threads()
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 0, numba.get_num_threads()
     most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    torch.set_num_threads(number)
+    if torch:
+        torch.set_num_threads(number)
     numba.set_num_threads(min(number, most))
     try:
         yield
     finally:
-        torch.set_num_threads(before[0])
+        if torch:
+            torch.set_num_threads(before[0])
         numba.set_num_threads(before[1])
-
-
-@torch.no_grad()
-def encode_slide(
-    checkpoint: Checkpoint,
-    graph: SpatialGraph,
-    expression: Expression,
-    image: NDArray[np.float32] | None = None,
-    name: str = "slide",
-) -> NDArray[np.float32]:
-    """Latents of all cells of a slide, exactly as each neighbourhood by itself would give them.
-
-    The projections of the first layer are those of cells, whatever neighbourhood they are in: they are made once.
-
-    Parameters
-    ----------
-    checkpoint
-        The model.
-    graph
-        The slide's.
-    expression
-        Its cells'.
-    image
-        (n_cells, histo_embedding_size) for models with an image.
-    name
-        For the log.
-
-    Returns
-    -------
-    numpy.ndarray
-        (n_cells, output_size) float32; zeros for cells from which no cell is as many hops away as the model's views.
-    """
-    network, config = checkpoint.network, checkpoint.config
-    near = within(graph, int(config["n_hops_local"]))
-    far = at(graph, int(config.get("n_hops_view", config["n_hops_local"])))
-    valid = np.flatnonzero(np.diff(far.indptr))
-    out = np.zeros((len(graph), network.sizes.output_size), dtype=np.float32)
-    if valid.size < 0.7 * len(graph):
-        LOG.warning(
-            "%s: %d of %d cells have a neighbourhood; a larger radius may be better", name, valid.size, len(graph)
-        )
-    assert network.cell_embedder is not None
-    panel = network.cell_embedder.panel(torch.from_numpy(expression.genes))
-    first = network.encoder.first
-    left = torch.empty(len(graph), first.lin_l.out_features)
-    right = torch.empty_like(left)
-    for start in range(0, len(graph), _CELLS_AT_ONCE):
-        stop = min(start + _CELLS_AT_ONCE, len(graph))
-        embedded = torch.from_numpy(expression.rows(start, stop)) @ panel
-        left[start:stop], right[start:stop] = first.lin_l(embedded), first.lin_r(embedded)
-    for start in progress(range(0, valid.size, _BATCH), f"{name}: latents"):
-        cells = valid[start : start + _BATCH]
-        batch = make_batch(graph, near, cells)
-        nodes = torch.from_numpy(batch.cells)
-        seen = None if image is None else torch.from_numpy(image[cells])
-        out[cells] = network.encoder(left[nodes], right[nodes], batch, seen).numpy()
-    return out

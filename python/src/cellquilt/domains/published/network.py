@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cellquilt.domains.attention import GraphAttention, own_lengths
 from cellquilt.domains.neighbourhoods import Batch
+from cellquilt.domains.published.attention import GraphAttention, own_lengths
 
 #: Lengths of edges are given in units of this: about the distance of two cells.
 CELL_DISTANCE_UM = 20.0
@@ -218,6 +218,10 @@ class Network(nn.Module):
         prototypes = torch.empty(sizes.num_prototypes, sizes.output_size)
         nn.init.kaiming_uniform_(prototypes, a=5**0.5, mode="fan_out")
         self.prototypes = nn.Parameter(F.normalize(prototypes, dim=1))
+
+    def set_prototypes(self, vectors: Tensor) -> None:
+        """Take other prototypes, (n_prototypes, output_size) unit vectors."""
+        self.prototypes = nn.Parameter(vectors.clone())
 
     def project(self, latents: Tensor) -> Tensor:
         """(n, n_prototypes) cosine of each latent with each prototype."""
