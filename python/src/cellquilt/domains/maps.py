@@ -73,8 +73,8 @@ def domain_raster(xy_um: NDArray[np.floating], codes: NDArray[np.integer], most_
     reach = _REACH * float(np.median(nearest)) or 1.0
     low, high = xy.min(axis=0) - reach, xy.max(axis=0) + reach
     um = float((high - low).max()) / most_px
-    columns, rows = np.maximum(np.ceil((high - low) / um).astype(int), 1).tolist()
+    columns, rows = np.maximum(np.ceil((high - low) / um - 1e-9).astype(int), 1).tolist()
     y, x = np.meshgrid(low[1] + (np.arange(rows) + 0.5) * um, low[0] + (np.arange(columns) + 0.5) * um, indexing="ij")
-    _, found = tree.query(np.column_stack([x.ravel(), y.ravel()]), distance_upper_bound=max(reach, 0.75 * um))
+    _, found = tree.query(np.column_stack([x.ravel(), y.ravel()]), distance_upper_bound=max(reach, 1.25 * um))
     drawn = np.append(np.asarray(codes, dtype=np.int64), -2)[found]
     return Raster(drawn.reshape(rows, columns), um)

@@ -1,7 +1,7 @@
 """Figures of domains (matplotlib). Every function returns a figure and leaves matplotlib's own state alone."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,7 +97,7 @@ def domain_maps(
     colours = colours or domain_colours([names[k] for k in natural_order(names)])
     across = min(columns, len(found))
     down = -(-len(found) // across)
-    figure = _figure(3.1 * across, 3.3 * down + 0.5)
+    figure = _figure(3.1 * across, 3.3 * down + 0.2)
     axes = figure.subplots(down, across, squeeze=False).ravel()
     for axis in axes[len(found) :]:
         axis.set_axis_off()
@@ -138,15 +138,20 @@ def _round_below(length: float) -> float:
 
 
 def _legend(figure: "Figure", colours: dict[str, str], where: Any) -> None:
-    """The domains' colours, in as many columns as there is room for."""
+    """The domains' colours, in as many columns as there is room for; the figure grows by their rows."""
     from matplotlib.patches import Patch
 
-    handles = [Patch(facecolor=colour, label=name) for name, colour in colours.items()]
-    # A letter is about 0.075 inch wide, a colour's box and the room beside it half an inch.
-    room = figure.get_figwidth() / (0.5 + 0.075 * max(map(len, colours)))
-    figure.legend(
-        handles=handles, loc=where, ncols=min(max(int(room), 1), len(colours)), handlelength=1.2, columnspacing=1.2
-    )
+    handles = [Patch(facecolor=colour, label=_short(name, 40)) for name, colour in colours.items()]
+    # A colour's box and the room beside it are half an inch wide.
+    room = figure.get_figwidth() / (0.5 + _width(colours))
+    columns = min(max(int(room), 1), len(colours))
+    figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(colours) // columns))
+    figure.legend(handles=handles, loc=where, ncols=columns, handlelength=1.2, columnspacing=1.2)
+
+
+def _width(names: Iterable[str]) -> float:
+    """About the inches that the longest name takes, of at most 40 letters."""
+    return 0.072 * max((min(len(name), 40) for name in names), default=0)
 
 
 @_styled
@@ -174,7 +179,7 @@ def proportions(found: "pd.DataFrame", colours: dict[str, str] | None = None) ->
         of_row = condition.loc[shares.index].to_numpy()
         gaps[1:] = 0.7 * (of_row[1:] != of_row[:-1])
     y = np.arange(len(shares)) + np.cumsum(gaps)
-    figure = _figure(7.6, 0.9 + 0.27 * (y[-1] + 1))
+    figure = _figure(7.6, 0.7 + 0.27 * (y[-1] + 1))
     axis = figure.subplots()
     left = np.zeros(len(shares))
     for name in domains:
@@ -225,7 +230,11 @@ def shares_by_condition(found: "pd.DataFrame") -> "Figure":
         axis.scatter(x + jitter, table, s=14, color=colour, marker=marker, linewidths=0, label=condition, zorder=3)
         mean = np.nanmean(table, axis=0)
         axis.hlines(mean, x - 0.38 * width, x + 0.38 * width, color=colour, linewidth=2, zorder=4)
-    axis.set_xticks(np.arange(len(domains)), domains, rotation=0 if len(domains) <= 12 else 60)
+    long = _width(domains) > 0.33 * max(len(conditions), 2)
+    axis.set_xticks(
+        np.arange(len(domains)), [_short(name, 24) for name in domains], rotation=60 if long else 0,
+        ha="right" if long else "center", rotation_mode="anchor",
+    )  # fmt: skip
     axis.set_xlim(-0.6, len(domains) - 0.4)
     axis.set_ylim(bottom=0)
     axis.grid(axis="y", color=GRID, linewidth=0.6)
@@ -244,11 +253,12 @@ def adjacency(found: Architecture, slide: str | None = None) -> "Figure":
     k = len(found.domains)
     with np.errstate(divide="ignore"):
         logs = np.clip(np.log2(ratio), -4, 4)
-    figure = _figure(1.6 + 0.44 * k, 1.2 + 0.44 * k)
+    names = [_short(name, 40) for name in found.domains]
+    figure = _figure(1.2 + 0.44 * k + _width(names), 0.4 + 0.44 * k + _width(names))
     axis = figure.subplots()
     image = axis.imshow(logs, cmap=_DIVERGING, vmin=-4, vmax=4)
-    axis.set_xticks(range(k), found.domains, rotation=60, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(k), found.domains)
+    axis.set_xticks(range(k), names, rotation=60, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(k), names)
     _plain(axis)
     if k <= 16:
         for (i, j), value in np.ndenumerate(ratio):
@@ -306,7 +316,7 @@ def paga(found: Architecture, slide: str | None = None, colours: dict[str, str] 
     )  # fmt: skip
     for name, right, up in zip(found.domains, x.tolist(), y.tolist(), strict=True):
         side = "left" if right > 0.15 else "right" if right < -0.15 else "center"
-        axis.text(1.2 * right, 1.2 * up, name, ha=side, va="center")
+        axis.text(1.2 * right, 1.2 * up, _short(name, 16), ha=side, va="center")
     axis.set_aspect("equal")
     axis.set_xlim(-1.6, 1.6)
     axis.set_ylim(-1.35, 1.35)
@@ -345,7 +355,7 @@ def genes(found: GeneStatistics, top: int = 4) -> "Figure":
     place = {gene: k for k, gene in enumerate(found.genes)}
     column = [place[name] for name in names]
     k = len(found.domains)
-    figure = _figure(2.2 + 0.23 * len(names), 1.7 + 0.25 * k)
+    figure = _figure(1.7 + 0.23 * len(names) + _width(found.domains), 1.7 + 0.25 * k)
     axis = figure.subplots()
     difference = found.difference[:, column]
     limit = float(np.nanmax(np.abs(difference), initial=1e-9))
@@ -356,7 +366,7 @@ def genes(found: GeneStatistics, top: int = 4) -> "Figure":
         vmin=-limit, vmax=limit, linewidths=0.3, edgecolors=SOFT,
     )  # fmt: skip
     axis.set_xticks(range(len(names)), [_short(name, 16) for name in names], rotation=90)
-    axis.set_yticks(range(k), found.domains)
+    axis.set_yticks(range(k), [_short(name, 40) for name in found.domains])
     axis.set_xlim(-0.7, len(names) - 0.3)
     axis.set_ylim(k - 0.4, -0.6)
     _plain(axis)
@@ -382,10 +392,12 @@ def pathways(found: "pd.DataFrame") -> "Figure":
     values = found.to_numpy(dtype=np.float64).T
     limit = float(np.nanmax(np.abs(values), initial=1e-9))
     n, k = values.shape
-    figure = _figure(3.6 + 0.36 * k, 1.2 + 0.26 * n)
+    figure = _figure(1.2 + 0.36 * k + _width(found.columns), 0.9 + max(0.26 * n, 0.9) + _width(found.index))
     axis = figure.subplots()
     image = axis.imshow(values, cmap=_DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
-    axis.set_xticks(range(k), list(found.index), rotation=60, ha="right", rotation_mode="anchor")
+    axis.set_xticks(
+        range(k), [_short(name, 40) for name in found.index], rotation=60, ha="right", rotation_mode="anchor"
+    )
     axis.set_yticks(range(n), [_short(name, 40) for name in found.columns])
     _plain(axis)
     _bar(axis, image, "score, slide's mean taken off")
@@ -397,7 +409,7 @@ def dendrogram(found: Dendrogram, colours: dict[str, str] | None = None) -> "Fig
     """The tree of domains, the root to the left."""
     k = len(found.domains)
     colours = colours or domain_colours(found.domains)
-    figure = _figure(5.2, 0.8 + 0.25 * k)
+    figure = _figure(4.8 + _width(found.domains), 0.8 + 0.25 * k)
     axis = figure.subplots()
     place = [(0.0, float(row)) for row in range(k)]
     for a, b, height, _ in found.links.tolist():
@@ -409,10 +421,10 @@ def dendrogram(found: Dendrogram, colours: dict[str, str] | None = None) -> "Fig
     axis.set_xlim(1.05 * top, -0.02 * top)
     axis.set_ylim(k - 0.4, -0.6)
     axis.yaxis.tick_right()
-    axis.set_yticks(range(k), found.domains)
+    axis.set_yticks(range(k), [_short(name, 40) for name in found.domains])
     axis.tick_params(axis="y", length=0, pad=6)
     axis.spines["left"].set_visible(False)
-    axis.set_xlabel("cosine distance")
+    axis.set_xlabel("distance at which they merge")
     return figure
 
 

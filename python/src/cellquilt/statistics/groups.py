@@ -253,4 +253,4 @@ def _p_values(
         p[part] = (found >= observed[part] - _TIE).mean(axis=0)
         np.maximum(largest, found.max(axis=1), out=largest)
     largest.sort()
-    return p, 1 - np.searchsorted(largest, observed - _TIE, side="left") / len(labels)
+    return p, (len(labels) - np.searchsorted(largest, observed - _TIE)) / len(labels)

@@ -271,7 +271,7 @@ def _expression(samples: dict[str, _Sample], pairs: list[tuple[str, str]], compa
     )
     column = {gene: k for k, gene in enumerate(genes)}
     measured = np.array([_measured(sample, column) for sample in samples.values()])
-    shared = measured.all(axis=0)
+    shared = measured[measured.any(axis=1)].all(axis=0)  # a sample without a domain has no say
     if not shared.any():
         raise CellquiltError(
             "genes-none-shared", "no gene is in the panels of all samples", "compare samples of one panel, or fewer"
