@@ -341,7 +341,7 @@ def _molecules_ours(sizes: dict[str, Any], folder: Path) -> Callable[[], Any]:
             return None
         element = Store(resolved).element("shapes", "cell_boundaries")
         index = PolygonIndex(Outlines(element).rings())
-        counter = TranscriptCounter(index, np.eye(3), assignment=Assignment(element).next)
+        counter = TranscriptCounter(index, np.eye(3), assignment=Assignment(element).next, memory_mb=sizes["memory_mb"])
         columns = ["x", "y", "gene", "transcript_id", "is_control", "passes_qv"]
         points = iter_points(raw / "points" / "transcripts", columns, batch_rows(sizes["memory_mb"]))
         return count_transcripts(points, counter)

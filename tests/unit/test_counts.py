@@ -1,5 +1,6 @@
 """Transcripts to cells: exact, streamed, and the same as the published assignment says."""
 
+import cellquilt.aggregation.counts as module
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -99,6 +100,61 @@ def test_pairs_are_counted_whether_rows_hold_few_keys_or_many(seed, n_rows, n):
     matrix = pairs.matrix(n_rows, np.arange(40), 40)
     assert (matrix.toarray() == expected).all()
     assert matrix.nnz == (expected > 0).sum()
+
+
+def lies_in_a_file(array: np.ndarray | None) -> bool:
+    return isinstance(array, np.memmap) or (isinstance(array, np.ndarray) and lies_in_a_file(array.base))
+
+
+@pytest.mark.parametrize("n_rows", [3, 5000])
+@pytest.mark.parametrize("parts", [1, 7])
+def test_counts_that_do_not_fit_are_kept_aside(monkeypatch, n_rows, parts):
+    monkeypatch.setattr(module, "_SAMPLED", 100)
+    monkeypatch.setattr(module, "_MERGED_AT_ONCE", 3000)
+    rng = np.random.default_rng(n_rows + parts)
+    row, code = rng.integers(0, n_rows, 400_000) ** 2 // n_rows, rng.integers(0, 40, 400_000)
+    keys, column = pair_keys(row, code), rng.permutation(40)
+    pairs = {memory_mb: PairCounts(memory_mb) for memory_mb in (1, 1500)}
+    for memory_mb, counter in pairs.items():
+        for part in np.array_split(keys, parts):
+            counter.add(part)
+        assert any(run.on_disk for run in counter._runs) == (memory_mb == 1 and n_rows == 5000)
+    (little, plenty) = (counter.matrix(n_rows, column, 40) for counter in pairs.values())
+    assert lies_in_a_file(little.data) == lies_in_a_file(little.indices) == (n_rows == 5000)
+    assert not lies_in_a_file(plenty.data)
+    assert little.dtype == plenty.dtype == np.int32
+    assert little.indices.dtype == plenty.indices.dtype == np.int32
+    expected = np.zeros((n_rows, 40), dtype=np.int64)
+    np.add.at(expected, (row, column[code]), 1)
+    for matrix in (little, plenty):
+        assert (matrix.toarray() == expected).all()
+        assert matrix.nnz == (expected > 0).sum()
+        assert matrix.has_sorted_indices
+    distinct, counts = np.unique(keys, return_counts=True)
+    for counter in pairs.values():
+        total = counter.total()
+        np.testing.assert_array_equal(total[0], distinct)
+        np.testing.assert_array_equal(total[1], counts)
+
+
+def test_memory_of_counts_is_bounded_by_the_setting():
+    """What NumPy takes while 4 million pairs are counted, 48 MB of them, and made a matrix."""
+    import tracemalloc
+
+    rng = np.random.default_rng(0)
+    warm = PairCounts(16)
+    warm.add(pair_keys(np.arange(100_000), np.zeros(100_000, dtype=np.int64)))
+    warm.matrix(100_000, np.arange(1), 1)
+    pairs = PairCounts(16)
+    tracemalloc.start()
+    for _ in range(20):
+        pairs.add(pair_keys(rng.integers(0, 200_000, 250_000), rng.integers(0, 300, 250_000)))
+    matrix = pairs.matrix(200_000, np.arange(300), 300)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert matrix.nnz > 4_000_000
+    assert matrix.sum() == 5_000_000
+    assert peak < 16e6
 
 
 def test_row_sums_are_the_counted_transcripts_that_name_the_cell():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import shapely
-from cellquilt.core.shapes import read_geoparquet, write_geoparquet
+from cellquilt.core.shapes import mapped, read_geoparquet, write_geoparquet
 from cellquilt.geometry import packed
 from cellquilt.geometry.packed import HeldPolygons, PackedPolygons, polygons_of
 from cellquilt.geometry.polygonize import labels_to_polygons
@@ -46,6 +46,13 @@ def test_bytes_of_wkb_are_those_of_shapely(polygons):
     assert wkb(once.objects()) == wkb(polygons)
     assert once.wkb(0, len(once)).to_pylist() == wkb(polygons)
     assert once.wkb(len(once) // 3, len(once) // 2).to_pylist() == wkb(polygons[len(once) // 3 : len(once) // 2])
+
+
+def test_mapped_polygons_are_those_of_shapely():
+    matrix = np.array([[2.0, 0.5, 30.0], [0.0, 0.7, -10.0], [0.0, 0.0, 1.0]])
+    tight = PackedPolygons.of([Rings.from_shapely(ALL)]).take(np.arange(len(ALL))[::-1])
+    assert tight.mapped(np.eye(3)) is tight
+    assert wkb(tight.mapped(matrix).objects()) == wkb(mapped(ALL[::-1], matrix))
 
 
 @settings(max_examples=60, deadline=None)

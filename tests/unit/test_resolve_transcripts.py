@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import cellquilt.resolve.transcripts as module
+import cellquilt.segment.molecules as molecules
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -658,6 +659,43 @@ def test_methods_are_held_to_the_format(tmp_path, change, says):
     assert not (tmp_path / "r.result").exists()
 
 
+@pytest.mark.parametrize("keep_bytes", [0, 2000, 10**9])
+@pytest.mark.parametrize("in_order", [True, False])
+def test_rows_come_in_step_with_the_transcripts_each_group_once_if_there_is_room(
+    tmp_path, monkeypatch, keep_bytes, in_order
+):
+    monkeypatch.setattr(molecules, "_ROWS_PER_GROUP", 100)
+    rng = np.random.default_rng(0)
+    files, rows = [], []
+    for patch in range(3):
+        ids = np.sort(rng.choice(3000, 1200, replace=False)).astype(np.uint64)
+        ids = ids if in_order else rng.permutation(ids)
+        table = {"transcript_id": ids, "patch": np.full(1200, patch, np.int32), "label": rng.integers(0, 9, 1200)}
+        molecules._write_transcripts(tmp_path / f"{patch}.parquet", pa.table(table))
+        files.append(tmp_path / f"{patch}.parquet")
+        rows += zip(*(values.tolist() for values in table.values()), strict=True)
+    read: list[int] = []
+    inner = molecules._read_groups
+
+    def counting(path, groups):
+        read.extend(groups)
+        return inner(path, groups)
+
+    monkeypatch.setattr(molecules, "_read_groups", counting)
+    reader = molecules.TranscriptFiles(tuple(files)).in_step(keep_bytes)
+    for low in range(0, 3000, 130):
+        high = min(low + 129, 2999)
+        parts = reader.between(low, high)
+        found = [row for part in parts for row in zip(*(column.tolist() for column in part), strict=True)]
+        asked_for = sorted(row for row in found if low <= row[0] <= high)
+        assert asked_for == sorted(row for row in rows if low <= row[0] <= high)
+        assert not in_order or all(low <= row[0] <= high for row in found)
+        assert reader._kept_bytes == sum(group.n_bytes for group in reader._kept.values()) <= keep_bytes
+    assert len(read) >= 36
+    assert (len(read) == 36) == (keep_bytes == 10**9)
+    assert not reader._kept
+
+
 @pytest.mark.parametrize("step", [1, 3])
 @pytest.mark.parametrize("in_order", [True, False])
 def test_claims_go_to_who_sees_a_transcript_deepest(step, in_order):
@@ -681,7 +719,7 @@ def test_claims_go_to_who_sees_a_transcript_deepest(step, in_order):
         given_ids = np.append(ids[at], np.array([3, 10**9], dtype=np.uint64))  # the last are of another batch
         of_patch, given_labels = np.full(row.size + 2, patch, np.int32), np.append(label, [1, 1]).astype(np.int32)
         found, rows, copies, depths = module._claim(
-            given_ids, of_patch, given_labels, *copies_of, ids, order, place, cell, depth, contested
+            given_ids, of_patch, given_labels, *copies_of, ids, order, *place.T, cell, depth, contested
         )
         deep = 60 - place[row, 0] if patch == 2 else place[row, 0] - 40
         copy = np.where(label > 0, 3 * (patch == 5) + np.searchsorted(own, label), -1)
@@ -699,5 +737,5 @@ def test_claims_go_to_who_sees_a_transcript_deepest(step, in_order):
     assert (cell == expected).all()
     assert contested.sum() == n_contested > 0
     unknown = np.array([4], dtype=np.int32)
-    answer = module._claim(ids[:1], unknown, unknown, *copies_of, ids, order, place, cell, depth, contested)
+    answer = module._claim(ids[:1], unknown, unknown, *copies_of, ids, order, *place.T, cell, depth, contested)
     assert answer[0] == -1

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-from cellquilt.geometry.spacing import median_spacing, nearest_distances
+import shapely
+from cellquilt.geometry.polygons import Rings
+from cellquilt.geometry.spacing import median_spacing, nearest_distances, outline_distances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,3 +34,16 @@ def test_few_points_have_no_median():
     assert nearest_distances(np.empty((0, 2))).size == 0
     assert median_spacing([[0, 0], [3, 4]]) is None
     assert median_spacing([[0, 0], [3, 4], [3, 5]]) == pytest.approx(1.0)
+
+
+def test_distances_to_outlines_are_those_of_shapely():
+    rng = np.random.default_rng(0)
+    ring = shapely.box(0, 0, 10, 10).difference(shapely.box(2, 3, 5, 6))
+    two = shapely.union(shapely.box(0, 0, 2, 2), shapely.box(5, 5, 9, 9))
+    shapes = np.array([ring, shapely.Point(20, 5).buffer(4), two])
+    polygon, xy = rng.integers(0, 3, 500), rng.uniform(-10, 30, (500, 2))
+    found = outline_distances(Rings.from_shapely(shapes), polygon, *np.ascontiguousarray(xy.T))
+    wanted = shapely.distance(shapely.boundary(shapes[polygon]), shapely.points(xy))
+    np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)
+    nothing = Rings.from_shapely([shapely.Polygon()])
+    assert outline_distances(nothing, np.zeros(1, np.int64), np.zeros(1), np.zeros(1)).tolist() == [np.inf]

@@ -5,8 +5,10 @@ passes the machine's quality threshold. So the row sums of the matrix are, cell 
 transcripts whose `cell_id` is that cell.
 """
 
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numba
@@ -20,6 +22,7 @@ from cellquilt.core.genes import GeneNames
 from cellquilt.core.points import bools, floats, require_columns
 from cellquilt.core.transforms import Affine
 from cellquilt.geometry.locate import PolygonIndex
+from cellquilt.geometry.polygons import offsets_of
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -100,10 +103,12 @@ class TranscriptCounter:
         `NOT_SEGMENTED` (`core.assignment`): what the segmentation method says wins over the outlines.
     threads
         Threads that locate points.
+    memory_mb
+        Memory for counts; see `PairCounts`.
 
     Notes
     -----
-    The memory it takes grows with the number of different (cell, gene) pairs, not with the number of transcripts.
+    Besides, it takes the outlines and their index (see `PolygonIndex`), and 8 bytes a cell.
 
     The numbers in ``Counts.qc`` are: ``n_transcripts`` all rows; ``n_inside_image``; ``n_assigned`` rows in a cell,
     controls and low quality included; ``n_in_nucleus``; ``n_counted``; ``n_control`` all control rows;
@@ -127,6 +132,7 @@ class TranscriptCounter:
         to_image: Affine | None = None,
         assignment: Callable[[NDArray[np.uint64]], NDArray[np.int64]] | None = None,
         threads: int = 1,
+        memory_mb: int = 1500,
     ) -> None:
         self.n_cells = cells.n_polygons if n_cells is None else n_cells
         self._cells, self._nuclei, self._threads = cells, nuclei, threads
@@ -142,7 +148,7 @@ class TranscriptCounter:
         self._image_shape = image_shape
         self._to_image = self._to_cells if to_image is None else np.ascontiguousarray(to_image, dtype=np.float64)
         self._genes = GeneNames()
-        self._pairs = PairCounts()
+        self._pairs = PairCounts(memory_mb)
         self._n_control = np.zeros(self.n_cells, dtype=np.int64)
         self._totals = np.zeros(len(_TOTALS), dtype=np.int64)
         self._by_plane: dict[int, NDArray[np.int64]] = {}
@@ -193,7 +199,7 @@ class TranscriptCounter:
         if self._assignment is None:
             return self._cell_around(x, y, plane)
         require_columns(batch, ("transcript_id",))
-        cell = self._assignment(batch.column("transcript_id").to_numpy().astype(np.uint64))
+        cell = self._assignment(batch.column("transcript_id").to_numpy().astype(np.uint64, copy=False))
         rest = np.flatnonzero(cell == NOT_SEGMENTED)
         cell[rest] = self._cell_around(x[rest], y[rest], None if plane is None else plane[rest])
         if self._planes is not None and plane is not None:
@@ -297,31 +303,63 @@ def points_with_cells(
 
 
 class PairCounts:
-    """How often each key, a pair of numbers, occurred: sorted runs, merged when two are of about the same size.
+    """How often each key, a pair of numbers, occurred, however many there are.
 
-    So every key is merged at most log2(batches) times, and the runs together hold little more than the result.
+    Keys are gathered until there are so many that counting them at once pays: that gives a sorted run of different
+    keys and their counts. Runs that have no room are kept in a scratch file, and put together some rows at a time.
+
+    Parameters
+    ----------
+    memory_mb
+        Memory for all of it: an eighth each is for gathering and counting keys, for runs, for merging these, and for
+        the result.
     """
 
-    def __init__(self) -> None:
-        self._runs: list[tuple[NDArray[np.int64], NDArray[np.int32]]] = []
+    def __init__(self, memory_mb: int = 1500) -> None:
+        self._share = memory_mb * 1_000_000 // 8
+        self._gathered = np.empty(max(self._share // _BYTES_A_GATHERED_KEY, 1 << 16), dtype=np.int64)
+        self._n_gathered = 0
+        self._runs: list[_Run] = []
 
     def add(self, keys: NDArray[np.int64]) -> None:
         """Count one batch of keys, (n,) int64 in any order."""
+        done = 0
+        while done < keys.size:
+            n = min(self._gathered.size - self._n_gathered, keys.size - done)
+            self._gathered[self._n_gathered : self._n_gathered + n] = keys[done : done + n]
+            self._n_gathered, done = self._n_gathered + n, done + n
+            if self._n_gathered == self._gathered.size:
+                self._count()
+
+    def _count(self) -> None:
+        """Make a run of what was gathered."""
+        keys = self._gathered[: self._n_gathered]
         if keys.size == 0:
             return
-        self._runs.append(_run_lengths(_sorted_by_row(keys) if _rows_are_short(keys) else np.sort(keys)))
-        while len(self._runs) > 1 and 2 * self._runs[-1][0].size >= self._runs[-2][0].size:
-            self._merge_last()
+        starts = _row_starts(keys)
+        run = _run_lengths(np.sort(keys) if starts is None else _sorted_by_row(keys, starts))
+        self._n_gathered = 0
+        held = sum(12 * other.n for other in self._runs if not other.on_disk)
+        self._runs.append(_Run(*run, on_disk=held + 12 * run[0].size > self._share))
 
-    def _merge_last(self) -> None:
-        b, a = self._runs.pop(), self._runs.pop()
-        self._runs.append(_merge(*a, *b))
+    def blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32]]]:
+        """Different keys and their counts, sorted: block after block, each of whole rows."""
+        self._count()
+        samples = np.sort(np.concatenate([np.empty(0, dtype=np.int64), *(run.sample for run in self._runs)]))
+        at_once = min(self._share // _BYTES_A_MERGED_KEY, _MERGED_AT_ONCE)
+        step = max(at_once // _SAMPLED - len(self._runs), 1)
+        ends = np.unique(samples[step::step] >> _GENE_BITS << _GENE_BITS)
+        starts = [0] * len(self._runs)
+        for end in [*ends.tolist(), None]:
+            stops = [run.n if end is None else run.find(end) for run in self._runs]
+            parts = [run.part(*cut) for run, *cut in zip(self._runs, starts, stops, strict=True)]
+            yield reduce(lambda one, other: _merge(*one, *other), parts, _NO_KEYS)
+            starts = stops
 
     def total(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """Sorted keys and their counts."""
-        while len(self._runs) > 1:
-            self._merge_last()
-        return self._runs[0] if self._runs else (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32))
+        """Sorted keys and their counts, all at once."""
+        keys, counts = zip(_NO_KEYS, *self.blocks(), strict=True)
+        return np.concatenate(keys), np.concatenate(counts)
 
     def matrix(self, n_rows: int, column: NDArray[np.integer], n_columns: int) -> "csr_matrix":
         """The counts as a matrix, where a key is ``pair_keys(row, code)``.
@@ -336,17 +374,104 @@ class PairCounts:
         Returns
         -------
         scipy.sparse.csr_matrix
-            int32, with sorted indices and no stored zeros.
+            int32, with sorted indices and no stored zeros. It takes 8 bytes for each entry; if that is more than an
+            eighth of the memory, the entries lie in a scratch file that is gone with the matrix, and only those that
+            are looked at are read.
         """
         from scipy.sparse import csr_matrix
 
-        keys, values = self.total()
-        columns = column[keys & ((1 << _GENE_BITS) - 1)]
-        indptr = np.zeros(n_rows + 1, dtype=np.int64)
-        np.cumsum(np.bincount(keys >> _GENE_BITS, minlength=n_rows), out=indptr[1:])
-        matrix = csr_matrix((values, columns, indptr), shape=(n_rows, n_columns), dtype=np.int32)
-        matrix.sort_indices()
+        self._count()
+        most = sum(run.n for run in self._runs)
+        unheld = 8 * most > self._share
+        indices, values = (_Column(most, on_disk=unheld) for _ in range(2))
+        row_sizes = np.zeros(n_rows, dtype=np.int64)
+        for keys, counts in self.blocks():
+            if not keys.size:
+                continue
+            first, last = int(keys[0]) >> _GENE_BITS, (int(keys[-1]) >> _GENE_BITS) + 1
+            codes = _split(keys, row_sizes)
+            part = csr_matrix((counts, column[codes], offsets_of(row_sizes[first:last])), dtype=np.int32)
+            part.sort_indices()
+            indices.append(part.indices)
+            values.append(part.data)
+        entries = (values.finish(), indices.finish(), offsets_of(row_sizes))
+        matrix = csr_matrix(entries, shape=(n_rows, n_columns), dtype=np.int32)
+        matrix.has_canonical_format = True  # known; looking for it reads all of it
         return matrix
+
+
+_NO_KEYS = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32))
+#: Bytes that a key takes while those gathered are counted, and while runs are merged.
+_BYTES_A_GATHERED_KEY, _BYTES_A_MERGED_KEY = 32, 64
+#: At most so many keys are merged at once: more take longer to find room for.
+_MERGED_AT_ONCE = 1 << 19
+#: Every so manieth key of a run is kept in memory, to know where the others are.
+_SAMPLED = 1024
+
+
+class _Run:
+    """Sorted keys and their counts, in memory or in a scratch file."""
+
+    def __init__(self, keys: NDArray[np.int64], counts: NDArray[np.int32], *, on_disk: bool) -> None:
+        self.n, self.on_disk, self.sample = keys.size, on_disk, keys[::_SAMPLED].copy()
+        self._columns = [_Column(keys.size, on_disk=on_disk, values=values) for values in (keys, counts)]
+
+    def part(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Some of them."""
+        keys, counts = self._columns
+        return keys.read(start, stop), counts.read(start, stop)
+
+    def find(self, key: int) -> int:
+        """How many keys are smaller."""
+        start = max(int(np.searchsorted(self.sample, key)) - 1, 0) * _SAMPLED
+        return start + int(np.searchsorted(self._columns[0].read(start, min(start + _SAMPLED, self.n)), key))
+
+
+class _Column:
+    """Numbers one after the other, in memory or in a scratch file.
+
+    Parameters
+    ----------
+    most
+        At most so many of them.
+    on_disk
+        Whether they are in a file.
+    values
+        The first ones, whose type all have. Default: none yet, of int32.
+    """
+
+    def __init__(self, most: int, *, on_disk: bool, values: NDArray[Any] | None = None) -> None:
+        self._kind = np.dtype(np.int32) if values is None else values.dtype
+        self._file = tempfile.TemporaryFile() if on_disk else None  # noqa: SIM115 - it lives as long as this
+        self._array, self._n = np.empty(0, self._kind), 0
+        if values is not None and not on_disk:
+            self._array, self._n = values, values.size
+        elif not on_disk:
+            self._array = np.empty(most, self._kind)
+        elif values is not None:
+            self.append(values)
+
+    def append(self, values: NDArray[Any]) -> None:
+        """Add some."""
+        if self._file is None:
+            self._array[self._n : self._n + values.size] = values
+        else:
+            self._file.write(np.ascontiguousarray(values, dtype=self._kind))
+        self._n += values.size
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Some of them."""
+        if self._file is None:
+            return self._array[start:stop]
+        self._file.seek(start * self._kind.itemsize)
+        return np.frombuffer(self._file.read((stop - start) * self._kind.itemsize), self._kind)
+
+    def finish(self) -> NDArray[Any]:
+        """All of them: those in a file are read when they are looked at."""
+        if self._file is None or not self._n:
+            return self._array[: self._n]
+        self._file.flush()
+        return np.memmap(self._file, self._kind, "c", shape=(self._n,))
 
 
 def pair_keys(row: NDArray[np.int64], code: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -436,20 +561,38 @@ def _inside(x, y, matrix, height, width):
 _SHORT_ROW = 128
 
 
-def _rows_are_short(keys: NDArray[np.int64]) -> bool:
-    """Whether keys are best sorted by their row first: many rows of few keys each, as batches of a large slide have."""
+def _row_starts(keys: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """Where the keys of each row begin when sorted; None if they are not best sorted by their row first.
+
+    They are if there are many rows of few keys each, as a large slide has.
+    """
     n_rows = (int(keys.max()) >> _GENE_BITS) + 1
-    return n_rows <= 2 * keys.size and int(np.bincount(keys >> _GENE_BITS).max()) <= _SHORT_ROW
+    if n_rows > 2 * keys.size:
+        return None
+    sizes = np.zeros(n_rows, dtype=np.int64)
+    _add_rows(keys, sizes)
+    return offsets_of(sizes) if sizes.max() <= _SHORT_ROW else None
 
 
 @numba.njit(cache=True, nogil=True)
-def _sorted_by_row(keys):
-    """Sort keys by counting how many each row has, then the few of a row one by one."""
-    starts = np.zeros((keys.max() >> _GENE_BITS) + 2, dtype=np.int64)
+def _add_rows(keys, sizes):
     for key in keys:
-        starts[(key >> _GENE_BITS) + 1] += 1
-    for row in range(starts.size - 1):
-        starts[row + 1] += starts[row]
+        sizes[key >> _GENE_BITS] += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _split(keys, row_sizes):
+    """Add the keys of each row to its size; gives their codes."""
+    codes = np.empty(keys.size, dtype=np.int64)
+    for i in range(keys.size):
+        row_sizes[keys[i] >> _GENE_BITS] += 1
+        codes[i] = keys[i] & ((1 << _GENE_BITS) - 1)
+    return codes
+
+
+@numba.njit(cache=True, nogil=True)
+def _sorted_by_row(keys, starts):
+    """Sort keys by counting how many each row has, then the few of a row one by one."""
     out = np.empty_like(keys)
     for key in keys:
         row = key >> _GENE_BITS

@@ -243,6 +243,7 @@ def _counter(
         to_image=to_image,
         assignment=None if said is None else said.reader().next,
         threads=settings["threads"],
+        memory_mb=settings["memory_mb"],
     )
 
 

@@ -184,23 +184,32 @@ class TranscriptTally:
         The true cells, where they are known; only compared with, not counted in.
     threads
         Threads that locate points.
+    memory_mb
+        Memory for counts, which all share.
     """
 
     def __init__(
-        self, segmentations: Sequence[Segmentation], truth: Segmentation | None = None, threads: int = 1
+        self,
+        segmentations: Sequence[Segmentation],
+        truth: Segmentation | None = None,
+        threads: int = 1,
+        memory_mb: int = 1500,
     ) -> None:
         self.genes = GeneNames()
         self.n_countable = 0
         self._segmentations = [*segmentations, *([] if truth is None else [truth])]
         self._n_methods, self._threads = len(segmentations), threads
         self._indices: dict[int, PolygonIndex] = {}
-        self._core = [PairCounts() for _ in segmentations]
-        self._ring = [PairCounts() for _ in segmentations]
-        self._outlined = {k: PairCounts() for k, segmentation in enumerate(segmentations) if segmentation.by_genes}
+        pairs = list(combinations(range(len(self._segmentations)), 2))
+        by_genes = [k for k, segmentation in enumerate(segmentations) if segmentation.by_genes]
+        each_mb = memory_mb // max(2 * len(segmentations) + len(by_genes) + len(pairs), 1)
+        self._core = [PairCounts(each_mb) for _ in segmentations]
+        self._ring = [PairCounts(each_mb) for _ in segmentations]
+        self._outlined = {k: PairCounts(each_mb) for k in by_genes}
         self._sums = np.zeros((len(segmentations), 5), dtype=np.int64)
         self._n_inside = self._n_control = 0
         self._totals = np.zeros(0, dtype=np.int64)
-        self._pairs = {pair: PairCounts() for pair in combinations(range(len(self._segmentations)), 2)}
+        self._pairs = {pair: PairCounts(each_mb) for pair in pairs}
 
     def add(self, batch: pa.Table, cells: Sequence[NDArray[np.integer] | None]) -> tuple[NDArray, NDArray, NDArray]:
         """Count one batch.

@@ -22,6 +22,7 @@ from cellquilt.core.parquet import RISING, ParquetWriter, arrow_array, encoding_
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
+_BATCH_ROWS = 1 << 18
 ASSIGNMENT, EXPECTED = "assignment.parquet", "expected.parquet"
 #: In no cell; and: not segmented (a control, of low quality), so that only the outlines tell.
 NO_CELL, NOT_SEGMENTED = -1, -2
@@ -76,17 +77,18 @@ class Assignment:
         self._path = element / ASSIGNMENT
         self._rows = rows
         self._batches = self.batches()
+        self._held: tuple[NDArray[np.uint64], NDArray[np.integer]]
         self._held = (np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64))
 
-    def batches(self) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
+    def batches(self) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.integer]]]:
         """All of it: ids of transcripts and their cells, as `next` gives them."""
         try:
             with pq.ParquetFile(self._path) as file:
-                for batch in file.iter_batches():
+                for batch in file.iter_batches(_BATCH_ROWS):
                     ids, cell = (batch.column(name).to_numpy() for name in _SCHEMA.names)
-                    cell = cell.astype(np.int64)
                     if self._rows is not None:
                         inside = cell >= 0
+                        cell = cell.astype(np.int64)
                         cell[inside] = self._rows[cell[inside]]
                     yield ids, cell
         except (OSError, KeyError, pa.ArrowException) as error:
@@ -102,19 +104,21 @@ class Assignment:
         CellquiltError
             ``assignment-mismatch`` if these are not the transcripts that come next.
         """
-        parts, n = [self._held], len(self._held[0])
-        while n < len(transcript_id):
-            part = next(self._batches, None)
-            if part is None:
-                break
-            parts.append(part)
-            n += len(part[0])
-        ids, cells = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        wanted = len(transcript_id)
-        self._held = ids[wanted:], cells[wanted:]
-        if not np.array_equal(ids[:wanted], transcript_id):
-            raise self._mismatch()
-        return cells[:wanted]
+        out = np.empty(len(transcript_id), dtype=np.int64)
+        done = 0
+        while done < len(out):
+            if not len(self._held[0]):
+                part = next(self._batches, None)
+                if part is None:
+                    raise self._mismatch()
+                self._held = part
+            ids, cells = self._held
+            n = min(len(ids), len(out) - done)
+            if not np.array_equal(ids[:n], transcript_id[done : done + n]):
+                raise self._mismatch()
+            out[done : done + n] = cells[:n]
+            self._held, done = (ids[n:], cells[n:]), done + n
+        return out
 
     def finish(self) -> None:
         """Make sure that there are no further transcripts.

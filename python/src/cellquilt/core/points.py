@@ -20,6 +20,8 @@ _ENCODING = {"x": SCATTERED, "y": SCATTERED, "z": SCATTERED, "transcript_id": RI
 ROWS_PER_PART = 4_000_000
 #: Bytes that one transcript takes while it is worked on, columns of the machine included.
 _BYTES_A_TRANSCRIPT = 400
+#: Transcripts at a time, at most: with more, finding room for them takes longer than it saves.
+_MOST_ROWS = 1 << 18
 
 
 class PointsWriter:
@@ -192,8 +194,8 @@ def points_transforms(element: Path) -> dict[str, Affine]:
 
 
 def batch_rows(memory_mb: int) -> int:
-    """How many transcripts to hold at a time, so that work on them takes a quarter of the memory given."""
-    return int(min(max(memory_mb * 1_000_000 // (4 * _BYTES_A_TRANSCRIPT), 10_000), 1_000_000))
+    """How many transcripts to hold at a time, so that work on them takes at most a quarter of the memory given."""
+    return int(min(max(memory_mb * 1_000_000 // (4 * _BYTES_A_TRANSCRIPT), 10_000), _MOST_ROWS))
 
 
 def require_columns(batch: pa.Table, names: Iterable[str]) -> None:

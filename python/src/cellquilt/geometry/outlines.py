@@ -115,18 +115,29 @@ class Outlines:
         matrix
             (3, 3) map of the coordinates. Default: their own.
         """
-        n_rings, n_vertices = self.traits.n_rings, self.traits.n_vertices
-        if wanted is not None:
-            n_rings, n_vertices = n_rings[wanted], n_vertices[wanted]
-        polygon_offsets = offsets_of(n_rings)
-        coords = np.empty((int(n_vertices.sum(dtype=np.int64)), 2))
-        ring_offsets = np.zeros(int(polygon_offsets[-1]) + 1, np.int64)
-        exterior = np.zeros(ring_offsets.size - 1, bool)
-        ring = vertex = 0
+        rings_of_each = np.zeros(len(self) if wanted is None else int(wanted.sum()), np.int64)
+        n_rings = n_vertices = 0
+        if "traits" in self.__dict__:  # else another pass over the file would cost more than growing
+            every = slice(None) if wanted is None else wanted
+            n_rings, n_vertices = (int(n[every].sum()) for n in (self.traits.n_rings, self.traits.n_vertices))
+        coords, ring_offsets = np.empty((n_vertices, 2)), np.zeros(n_rings + 1, np.int64)
+        exterior = np.zeros(n_rings, bool)
+        done = ring = vertex = 0
         for _, part in self.parts(wanted):
-            n = part.exterior.size
-            coords[vertex : vertex + len(part.coords)] = part.coords if matrix is None else apply(matrix, part.coords)
+            n, n_vertices = part.exterior.size, len(part.coords)
+            # The system lets large arrays grow without a copy.
+            if vertex + n_vertices > len(coords):
+                coords.resize((max(vertex + n_vertices, len(coords) * 5 // 4), 2), refcheck=False)
+            if ring + n > exterior.size:
+                longer = max(ring + n, exterior.size * 5 // 4)
+                ring_offsets.resize(longer + 1, refcheck=False)
+                exterior.resize(longer, refcheck=False)
+            coords[vertex : vertex + n_vertices] = part.coords if matrix is None else apply(matrix, part.coords)
             ring_offsets[ring + 1 : ring + n + 1] = part.ring_offsets[1:] + vertex
             exterior[ring : ring + n] = part.exterior
-            ring, vertex = ring + n, vertex + len(part.coords)
-        return Rings(coords, ring_offsets, polygon_offsets, exterior)
+            rings_of_each[done : done + len(part)] = np.diff(part.polygon_offsets)
+            done, ring, vertex = done + len(part), ring + n, vertex + n_vertices
+        coords.resize((vertex, 2), refcheck=False)
+        ring_offsets.resize(ring + 1, refcheck=False)
+        exterior.resize(ring, refcheck=False)
+        return Rings(coords, ring_offsets, offsets_of(rings_of_each), exterior)

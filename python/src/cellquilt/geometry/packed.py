@@ -20,6 +20,7 @@ import pyarrow as pa
 import shapely
 from numpy.typing import NDArray
 
+from cellquilt.core.transforms import Affine, apply
 from cellquilt.geometry.polygons import Rings, offsets_of
 from cellquilt.geometry.wkb import wkb_of_rings
 
@@ -155,8 +156,9 @@ class _Block:
     Attributes
     ----------
     data
-        Compressed one after the other: rings a polygon and vertices a ring (int32), whether a ring starts a part
-        (bool), and the coordinates: differences from vertex to vertex, all x, then all y, or as they are (float64).
+        One after the other: rings a polygon and vertices a ring (int32), whether a ring starts a part (bool), and the
+        coordinates: differences from vertex to vertex, all x, then all y, compressed; or as they are (float64), as
+        what has no pattern takes no less compressed.
     n_polygons, n_rings, n_vertices
         How many there are.
     kind
@@ -182,20 +184,22 @@ class _Block:
             coords = steps.astype(np.int16) if longest < 2**15 else steps
         vertices = np.diff(rings.ring_offsets).astype(np.int32)
         arrays = (np.diff(rings.polygon_offsets).astype(np.int32), vertices, rings.exterior, coords)
-        data = _CODEC.compress(b"".join(array.tobytes() for array in arrays), asbytes=True)
+        data = b"".join(array.tobytes() for array in arrays)
+        if coords.dtype != np.float64:
+            data = _CODEC.compress(data, asbytes=True)
         return cls(data, len(rings), vertices.size, len(rings.coords), coords.dtype, origin)
 
     def unpack(self) -> Rings:
         """The polygons."""
         n, m = self.n_polygons, self.n_rings
         size = 4 * n + 5 * m + 2 * self.n_vertices * self.kind.itemsize
-        data = _CODEC.decompress(self.data, size)
+        data = self.data if self.kind == np.float64 else _CODEC.decompress(self.data, size)
         rings = np.frombuffer(data, np.int32, n)
         vertices = np.frombuffer(data, np.int32, m, 4 * n)
         exterior = np.frombuffer(data, np.bool_, m, 4 * (n + m))
         kept = np.frombuffer(data, self.kind, 2 * self.n_vertices, 4 * n + 5 * m)
         if self.kind == np.float64:
-            coords = kept.reshape(-1, 2)
+            coords = kept.reshape(-1, 2)  # of the block's own bytes: read-only
         else:
             coords = np.empty((self.n_vertices, 2))
             _walk(kept.reshape(2, -1), *self.origin, coords)
@@ -234,19 +238,22 @@ class _Pool:
         block = np.searchsorted(starts, numbers, side="right") - 1
         order = np.argsort(block, kind="stable")
         runs = np.split(order, np.flatnonzero(np.diff(block[order])) + 1) if order.size else []
-        parts = []
+        if len(runs) == 1 and numbers.size == starts[block[0] + 1] - starts[block[0]] and (np.diff(numbers) == 1).all():
+            return self.blocks[block[0]].unpack()
+        traits = self.all_traits()
+        polygon_offsets = offsets_of(traits.n_rings[numbers])
+        vertex_offsets = offsets_of(traits.n_vertices[numbers])
+        coords = np.empty((int(vertex_offsets[-1]), 2))
+        ring_offsets = np.zeros(int(polygon_offsets[-1]) + 1, dtype=np.int64)
+        exterior = np.empty(ring_offsets.size - 1, dtype=np.bool_)
         for run in runs:
             k = int(block[run[0]])
             whole = self.blocks[k].unpack()
-            inside = numbers[run] - starts[k]
-            all_of_it = inside.size == len(whole) and (np.diff(inside) == 1).all()
-            parts.append(whole if all_of_it else whole.take(inside))
-        joined = Rings.join(parts)
-        if (order[1:] > order[:-1]).all():
-            return joined
-        place = np.empty(order.size, dtype=np.int64)
-        place[order] = np.arange(order.size)
-        return joined.take(place)
+            _place(
+                whole.coords, whole.ring_offsets, whole.polygon_offsets, whole.exterior, numbers[run] - starts[k], run,
+                polygon_offsets, vertex_offsets, coords, ring_offsets, exterior,
+            )  # fmt: skip
+        return Rings(coords, ring_offsets, polygon_offsets, exterior)
 
 
 class PackedPolygons:
@@ -304,6 +311,15 @@ class PackedPolygons:
             numbers[index] = self._pool.add(_as_rings(part))
         return PackedPolygons(self._pool, numbers)
 
+    def mapped(self, matrix: Affine) -> "PackedPolygons":
+        """Those after a (3, 3) affine map; themselves if it changes nothing."""
+        if np.array_equal(matrix, np.eye(3)):
+            return self
+        parts = (self.rings(np.arange(k, min(k + _WRITTEN, len(self)))) for k in range(0, len(self), _WRITTEN))
+        return PackedPolygons.of(
+            Rings(apply(matrix, part.coords), part.ring_offsets, part.polygon_offsets, part.exterior) for part in parts
+        )
+
     def blank(self) -> "PackedPolygons":
         """As many empty ones."""
         pool = _Pool()
@@ -319,6 +335,24 @@ def polygons_of(geometry: "Polygons | NDArray[np.object_]") -> Polygons:
     if isinstance(geometry, Polygons):
         return geometry
     return HeldPolygons(np.asarray(geometry, dtype=object).ravel())
+
+
+@numba.njit(cache=True, nogil=True)
+def _place(
+    coords, ring_offsets, polygon_offsets, exterior, inside, place, to_polygons, to_vertices, to_coords, to_rings,
+    to_exterior,
+):  # fmt: skip
+    """Copy some polygons of a block to their places among others."""
+    for k in range(inside.size):
+        ring, vertex = to_polygons[place[k]], to_vertices[place[k]]
+        for r in range(polygon_offsets[inside[k]], polygon_offsets[inside[k] + 1]):
+            for v in range(ring_offsets[r], ring_offsets[r + 1]):
+                to_coords[vertex, 0] = coords[v, 0]
+                to_coords[vertex, 1] = coords[v, 1]
+                vertex += 1
+            to_exterior[ring] = exterior[r]
+            ring += 1
+            to_rings[ring] = vertex
 
 
 @numba.njit(cache=True, nogil=True)

@@ -1,10 +1,12 @@
-"""How far points of the plane are from their nearest other point."""
+"""How far points of the plane are from each other and from outlines."""
 
 import math
 
 import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from cellquilt.geometry.polygons import Rings
 
 
 def nearest_distances(xy: ArrayLike) -> NDArray[np.float64]:
@@ -43,6 +45,46 @@ def median_spacing(xy: ArrayLike) -> float | None:
     """Median distance of points to their nearest other; None for fewer than three, which tell nothing."""
     distances = nearest_distances(xy)
     return float(np.median(distances)) if distances.size >= 3 else None
+
+
+def outline_distances(
+    rings: Rings, polygon: NDArray[np.int64], x: NDArray[np.float64], y: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Distance of each point to the outline, holes included, of a polygon of its own.
+
+    Parameters
+    ----------
+    rings
+        Polygons.
+    polygon
+        (n,) position of each point's polygon.
+    x, y
+        (n,) coordinates.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n,) float64, inside the polygon as outside; inf where it is empty.
+    """
+    return _outline_distances(rings.coords, rings.ring_offsets, rings.polygon_offsets, polygon, x, y)
+
+
+@numba.njit(cache=True, nogil=True)
+def _outline_distances(coords, ring_offsets, polygon_offsets, polygon, x, y):
+    out = np.empty(x.size)
+    for i in range(x.size):
+        best = np.inf
+        p = polygon[i]
+        for r in range(polygon_offsets[p], polygon_offsets[p + 1]):
+            for v in range(ring_offsets[r], ring_offsets[r + 1] - 1):
+                ax, ay = coords[v, 0], coords[v, 1]
+                dx, dy = coords[v + 1, 0] - ax, coords[v + 1, 1] - ay
+                length = dx * dx + dy * dy
+                along = ((x[i] - ax) * dx + (y[i] - ay) * dy) / length if length > 0 else 0.0
+                along = min(max(along, 0.0), 1.0)
+                best = min(best, (x[i] - ax - along * dx) ** 2 + (y[i] - ay - along * dy) ** 2)
+        out[i] = math.sqrt(best)
+    return out
 
 
 @numba.njit(cache=True, nogil=True)

@@ -152,15 +152,15 @@ def _resolve_transcripts(
     frame = _image_frame(store)[0] if store.names("images") else None
     with tempfile.TemporaryDirectory() as scratch:
         found = resolve_molecules(store, results, frame, settings, Path(scratch))
-        order, ids = _numbers(store.name, found.cells.geometry)
-        cells = found.cells.take(order)
-        cells.ids = ids
-        shapes = {"cell_boundaries": cells, **_of_prior(prior, found.facts["tasks"], cells)}
-        _tell(store.name, record, found.facts, len(cells))
+        ids = _ids(store.name, len(found.geometry))
+        others = _of_prior(prior, found.facts["tasks"], ids, found.columns["prior_cell"])
+        _tell(store.name, record, found.facts, len(ids))
         with result_of(store, output, overwrite=overwrite) as delta:
-            for name, table in sorted(shapes.items()):
+            element = delta.new_element("shapes", "cell_boundaries")
+            write_outlines(element, found.geometry, ids, found.columns, found.transforms)
+            for name, table in sorted(others.items()):
                 write_shapes(delta.new_element("shapes", name), table)
-            found.put_beside(delta.new_element("shapes", "cell_boundaries"))
+            found.put_beside(element)
             if prior.path != store.path:  # how the cells came about that these started from
                 for earlier in prior.records:
                     delta.add_record(earlier)
@@ -168,7 +168,9 @@ def _resolve_transcripts(
     return output or store.path
 
 
-def _of_prior(prior: Store, tasks: Sequence[dict[str, Any]], cells: ShapesTable) -> dict[str, ShapesTable]:
+def _of_prior(
+    prior: Store, tasks: Sequence[dict[str, Any]], ids: np.ndarray, prior_cell: NDArray[np.integer]
+) -> dict[str, ShapesTable]:
     """The cells that a method started from, under their method's name, and the nuclei of those that became cells."""
     said = [task.get("facts", {}).get("prior", {}) for task in tasks]
     element = str(said[0].get("name")) if said and said[0].get("from") == "shapes" else ""
@@ -183,13 +185,13 @@ def _of_prior(prior: Store, tasks: Sequence[dict[str, Any]], cells: ShapesTable)
     nuclei = read_shapes(prior.element("shapes", "nucleus_boundaries"))
     started_from = read_shapes(prior.element("shapes", element)).ids
     # Of several cells that started from one (a copy a patch that all were kept), the first has the nucleus.
-    numbers, rows = np.unique(cells.columns["prior_cell"], return_index=True)
+    numbers, rows = np.unique(prior_cell, return_index=True)
     rows = np.sort(rows[numbers > 0])
-    wanted = started_from[cells.columns["prior_cell"][rows] - 1]
+    wanted = started_from[prior_cell[rows] - 1]
     _, at, of_wanted = np.intersect1d(nuclei.ids, wanted, return_indices=True)
     order = np.argsort(of_wanted)
     own = nuclei.take(at[order])
-    own.ids = cells.ids[rows[of_wanted[order]]]
+    own.ids = ids[rows[of_wanted[order]]]
     return {**kept, "nucleus_boundaries": own}
 
 
@@ -348,4 +350,8 @@ def _plane(planes: np.ndarray, z: str) -> int:
 def _numbers(sample: str, cells: NDArray[np.object_] | PackedPolygons) -> tuple[NDArray[np.int64], np.ndarray]:
     """The cells in raster order of their centroids, as positions, and the ids that they have in that order."""
     order = raster_order(cells)
-    return order, np.asarray([f"{sample}-{number}" for number in range(1, len(order) + 1)], dtype=str)
+    return order, _ids(sample, len(order))
+
+
+def _ids(sample: str, n: int) -> np.ndarray:
+    return np.asarray([f"{sample}-{number}" for number in range(1, n + 1)], dtype=str)

@@ -23,30 +23,34 @@ from typing import Any
 import numba
 import numpy as np
 import pyarrow as pa
-import shapely
 from numpy.typing import NDArray
 
 from cellquilt.core.assignment import ASSIGNMENT, EXPECTED, EXPECTED_SCHEMA, NO_CELL, NOT_SEGMENTED, AssignmentWriter
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import progress
 from cellquilt.core.parquet import ParquetWriter, arrow_array
-from cellquilt.core.points import count_points, floats, iter_points, points_columns, points_transforms
+from cellquilt.core.points import batch_rows, count_points, floats, iter_points, points_columns, points_transforms
 from cellquilt.core.settings import Settings
-from cellquilt.core.shapes import ShapesTable, mapped
 from cellquilt.core.store import Store
 from cellquilt.core.transforms import GLOBAL, MICRONS, Affine, apply
 from cellquilt.geometry.locate import PolygonIndex
-from cellquilt.geometry.polygons import Rings
+from cellquilt.geometry.packed import PackedPolygons
+from cellquilt.geometry.spacing import outline_distances
 from cellquilt.patches.transcripts import POINTS, usable
 from cellquilt.resolve.choose import Resolution, Windows, raster_order, resolve_cells
-from cellquilt.segment.molecules import CELL_COLUMNS, MoleculeResult, TranscriptFiles, read_results, window_bounds
+from cellquilt.segment.molecules import (
+    CELL_COLUMNS,
+    MoleculeResult,
+    TranscriptFiles,
+    TranscriptsInStep,
+    read_results,
+    window_bounds,
+)
 
 #: Width of the squares (µm) by which an overlap of two outlines is shared out.
 _STEP_UM = 0.5
-#: Bytes that a transcript takes while it is assigned.
-_BYTES_A_TRANSCRIPT = 200
-#: Transcripts at a time, at most: with more, finding room for them takes longer than it saves.
-_MOST_ROWS = 1_000_000
+#: Share of the memory for rows of results that are read and not yet needed.
+_KEPT_SHARE = 8
 #: How far (µm) from a cell's outline a transcript may lie that rule 4 gives to it.
 _NEAR_UM = 5.0
 
@@ -57,16 +61,21 @@ class ResolvedMolecules:
 
     Attributes
     ----------
-    cells
-        Outlines in pixels of the main image, in raster order, not yet numbered; columns ``patch, merged, cut,
-        prior_cell, n_transcripts`` and the method's own.
+    geometry
+        (n,) outlines in pixels of the main image, in raster order.
+    columns
+        Column name → (n,) array: ``patch, merged, cut, prior_cell, n_transcripts`` and the method's own.
+    transforms
+        Coordinate system → (3, 3) map from the outlines' coordinates.
     facts
         Numbers for the record.
     files
         What belongs into the folder of the shapes element; see `core.assignment`.
     """
 
-    cells: ShapesTable
+    geometry: PackedPolygons
+    columns: dict[str, np.ndarray]
+    transforms: dict[str, Affine]
     facts: dict[str, Any]
     files: list[Path]
 
@@ -99,7 +108,8 @@ def resolve_molecules(
     CellquiltError
         ``molecule-result-invalid`` if the results are damaged or of another slide, and what the store says.
     """
-    result = read_results(folders)
+    result = read_results(folders, packed=True)
+    assert isinstance(result.geometry, PackedPolygons)
     points = store.element("points", POINTS)
     to_global = points_transforms(points)[GLOBAL]
     resolution = resolve_cells(
@@ -113,7 +123,7 @@ def resolve_molecules(
         windows=Windows(*window_bounds([patch for patch in result.patches if patch.get("error") is None])),
         identity=result.cells["prior_cell"],
     )
-    geometry = mapped(np.asarray(resolution.geometry, dtype=object), to_global)
+    geometry = resolution.geometry.mapped(to_global)
     order = raster_order(geometry)
     claims = _Claims(result, resolution, order)
     paths = [scratch / ASSIGNMENT]
@@ -133,7 +143,6 @@ def resolve_molecules(
     if frame is None:
         to_um = points_transforms(points).get(MICRONS, np.eye(3))
         frame = {GLOBAL: np.eye(3), MICRONS: to_um @ np.linalg.inv(to_global)}
-    cells = ShapesTable(np.arange(len(order)).astype(str), geometry[order], columns, frame)
     facts = {
         "method": result.method,
         "n_segmented": len(result.geometry),
@@ -142,7 +151,7 @@ def resolve_molecules(
         "tasks": result.record["tasks"],
         **counts,
     }
-    return ResolvedMolecules(cells, facts, paths)
+    return ResolvedMolecules(geometry.take(order), columns, frame, facts, paths)
 
 
 def _in_pixels(patch: dict[str, Any], to_global: Affine) -> dict[str, Any]:
@@ -168,21 +177,23 @@ class _Claims:
     labels
         (n_copies,) int32 label of each copy in its patch.
     outlines, cells
-        The cells' outlines, in µm, and their index.
+        The cells' outlines, in µm, and their index: about 1 kB a cell of 25 vertices.
     winner_of_copy
         (n_copies,) int64 the cell, of lowest rank, that each copy was dropped because of; -1 for others.
     rank
         (n_cells,) int64: of cells that see a transcript equally deep the one with the lower rank gets it.
     """
 
-    def __init__(self, result: MoleculeResult, resolution: Resolution, order: NDArray[np.int64]) -> None:
+    def __init__(
+        self, result: MoleculeResult, resolution: Resolution[PackedPolygons], order: NDArray[np.int64]
+    ) -> None:
         assert isinstance(result.transcripts, TranscriptFiles)
         self.result, self.files = result, result.transcripts
         place = np.empty(len(order) + 1, dtype=np.int64)
         place[order], place[-1] = np.arange(len(order)), -1
         self.cell_of_copy = place[resolution.member]
-        self.outlines = resolution.geometry[order]
-        self.cells = PolygonIndex(Rings.from_shapely(self.outlines))
+        self.outlines = resolution.geometry.rings(order)
+        self.cells = PolygonIndex(self.outlines)
         source = resolution.source[order]
         best_first = np.lexsort((-result.cells["depth_um"][source], resolution.cut[order]))
         self.rank = np.empty(len(order), dtype=np.int64)
@@ -226,22 +237,20 @@ def _assign(
     claims: _Claims, points: Path, output: Path, settings: Settings
 ) -> tuple[dict[str, int], NDArray[np.int64]]:
     """Write the cell of every transcript; returns what happened to how many, and the transcripts of each cell."""
-    rows = max(min(settings["memory_mb"] * 1_000_000 // (4 * _BYTES_A_TRANSCRIPT), _MOST_ROWS), 10_000)
+    rows = batch_rows(settings["memory_mb"])
     there = points_columns(points)
     columns = [name for name in ("transcript_id", "x", "y", "z", "is_control", "passes_qv") if name in there]
     n_cells = len(claims.rank)
     n_transcripts = np.zeros(n_cells, dtype=np.int64)
     names = ("n_assigned_molecules", "n_contested", "n_taken_over", "n_not_segmented", "n_claims")
     totals = dict.fromkeys(names, 0)
+    reader = claims.files.in_step(settings["memory_mb"] * 1_000_000 // _KEPT_SHARE)
     with AssignmentWriter(output) as writer:
         for batch in progress(iter_points(points, columns, rows), "transcripts", max(count_points(points) // rows, 1)):
-            ids = batch.column("transcript_id").to_numpy().astype(np.uint64)
-            cell, numbers = _assign_batch(claims, ids, floats(batch, "x"), floats(batch, "y"), settings["threads"])
-            given = usable(batch) == 0
-            numbers["n_not_segmented"] = int((given & (cell == NOT_SEGMENTED)).sum())
-            cell = np.where(given, np.maximum(cell, NO_CELL), NOT_SEGMENTED)
-            numbers["n_assigned_molecules"] = int((cell >= 0).sum())
-            n_transcripts += np.bincount(cell[cell >= 0], minlength=n_cells)
+            ids = batch.column("transcript_id").to_numpy().astype(np.uint64, copy=False)
+            x, y = floats(batch, "x"), floats(batch, "y")
+            cell, numbers = _assign_batch(claims, reader, ids, x, y, settings["threads"])
+            numbers["n_not_segmented"], numbers["n_assigned_molecules"] = _count(usable(batch), cell, n_transcripts)
             writer.write(ids, cell)
             for name, number in numbers.items():
                 totals[name] += number
@@ -255,24 +264,27 @@ def _assign(
 
 
 def _assign_batch(
-    claims: _Claims, ids: NDArray[np.uint64], x: NDArray[np.float64], y: NDArray[np.float64], threads: int
+    claims: _Claims,
+    reader: TranscriptsInStep,
+    ids: NDArray[np.uint64],
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    threads: int,
 ) -> tuple[NDArray[np.int64], dict[str, int]]:
     """Row of each transcript's cell, `NO_CELL`, or `NOT_SEGMENTED` where no patch has it."""
     # Readers number transcripts as they come: then nothing has to be put in order.
     order = np.empty(0, dtype=np.int64) if (ids[1:] > ids[:-1]).all() else np.argsort(ids, kind="stable")
     ordered = ids[order] if order.size else ids
-    place = np.column_stack([x, y])
     cell = np.full(len(ids), NOT_SEGMENTED, dtype=np.int64)
     # How deep whoever has a transcript sees it, and of all patches that have it, whatever they made of it.
     depth = np.full((len(ids), 2), -np.inf)
     contested = np.zeros(len(ids), dtype=np.bool_)
     left: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]] = []
     n_claims = 0
-    for table in claims.files.between(int(ordered[0]), int(ordered[-1])) if len(ids) else ():
-        own, patch, label = (table.column(name).to_numpy() for name in ("transcript_id", "patch", "label"))
+    for own, patch, label in reader.between(int(ordered[0]), int(ordered[-1])) if len(ids) else ():
         n, *dropped = _claim(
             own, patch, label, claims.patches, claims.windows, claims.first_copy, claims.labels, claims.cell_of_copy,
-            claims.rank, ordered, order, place, cell, depth, contested,
+            claims.rank, ordered, order, x, y, cell, depth, contested,
         )  # fmt: skip
         if n < 0:
             raise CellquiltError(
@@ -291,13 +303,32 @@ def _assign_batch(
         won = claims.lost_to(copy, inside)
         cell[row[won]] = inside[won]
         between = np.flatnonzero((inside < 0) & (deep == depth[row, 1]) & (claims.winner_of_copy[copy] >= 0))
-        points = shapely.points(place[row[between]])
-        near = shapely.distance(claims.outlines[claims.winner_of_copy[copy[between]]], points) <= _NEAR_UM
+        winner = claims.winner_of_copy[copy[between]]
+        near = outline_distances(claims.outlines, winner, x[row[between]], y[row[between]]) <= _NEAR_UM
         # Where two patches see it equally deep, the copy that comes first has it: it is written last.
         last_first = between[near][np.argsort(-copy[between[near]], kind="stable")]
         cell[row[last_first]] = claims.winner_of_copy[copy[last_first]]
         taken = np.unique(np.append(row[won], row[last_first])).size
     return cell, {"n_contested": int(contested.sum()), "n_taken_over": taken, "n_claims": n_claims}
+
+
+@numba.njit(cache=True, nogil=True)
+def _count(reason, cell, n_transcripts):
+    """Keep the cells of transcripts that are to be segmented, and count them; those that no patch has are in no cell.
+
+    Returns how many of these there are, and how many are in a cell.
+    """
+    n_missed = n_assigned = 0
+    for i in range(cell.size):
+        if reason[i] != 0:
+            cell[i] = NOT_SEGMENTED
+        elif cell[i] == NOT_SEGMENTED:
+            cell[i] = NO_CELL
+            n_missed += 1
+        elif cell[i] >= 0:
+            n_transcripts[cell[i]] += 1
+            n_assigned += 1
+    return n_missed, n_assigned
 
 
 @numba.njit(cache=True, nogil=True)
@@ -317,7 +348,7 @@ def _place(value, ordered, low, high, guess):
 
 @numba.njit(cache=True, nogil=True)
 def _claim(
-    ids, patch, label, patches, windows, first_copy, labels, cell_of_copy, rank, ordered, order, place, cell, depth,
+    ids, patch, label, patches, windows, first_copy, labels, cell_of_copy, rank, ordered, order, x, y, cell, depth,
     contested,
 ):  # fmt: skip
     """Let the cells of some rows of a result have their transcripts, where they see them deeper than who has them.
@@ -332,6 +363,8 @@ def _claim(
     # Numbers of rows without a gap: then the place of one is how far it is from the first.
     without_gap = ordered[-1] - ordered[0] == ordered.size - 1
     p = -1
+    left = top = right = bottom = 0.0
+    low = high = 0
     for k in range(ids.size):
         if ids[k] < ordered[0] or ids[k] > ordered[-1]:
             continue
@@ -345,11 +378,11 @@ def _claim(
             p = _place(patch[k], patches, 0, patches.size, p + 1)
             if p < 0:
                 return -1, rows[:0], copies[:0], depths[:0]
+            left, top, right, bottom = windows[p]
+            low, high = first_copy[p], first_copy[p + 1]
         i = order[at] if order.size else at
-        x, y = place[i]
-        deep = min(x - windows[p, 0], y - windows[p, 1], windows[p, 2] - x, windows[p, 3] - y)
+        deep = min(x[i] - left, y[i] - top, right - x[i], bottom - y[i])
         depth[i, 1] = max(depth[i, 1], deep)
-        low, high = first_copy[p], first_copy[p + 1]
         copy = _place(label[k], labels, low, high, low + label[k] - 1) if label[k] > 0 else -1
         new = cell_of_copy[copy] if copy >= 0 else -1
         if new < 0:

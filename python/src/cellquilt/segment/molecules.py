@@ -18,11 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import shapely
+from numpy.typing import NDArray
 
 from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.parquet import RISING, ParquetWriter, encoding_of, write_parquet
-from cellquilt.core.shapes import read_geoparquet, write_geoparquet
+from cellquilt.core.shapes import GeoParquetFile, write_geoparquet
+from cellquilt.geometry.outlines import rings_of
+from cellquilt.geometry.packed import PackedPolygons
+from cellquilt.geometry.polygons import Rings
 from cellquilt.patches.transcripts import inner_sides
 
 CELLS, TRANSCRIPTS, EXPECTED = "cells.parquet", "transcripts.parquet", "expected.parquet"
@@ -56,7 +60,7 @@ class MoleculeResult:
         The patches' records as in the bundle, each with ``seconds`` (wall time) and ``error``: None, or ``code``,
         ``message`` and ``hint`` of what went wrong; a patch that failed has no cells and no transcripts here.
     geometry
-        (n,) object array of polygons in µm.
+        (n,) polygons in µm: an object array, or packed.
     cells
         Column → (n,) array: ``patch``, ``label`` (from 1 on, unique in its patch), ``prior_cell`` (0: none) and
         ``n_transcripts``, all int32, and what else the method tells, as floats. `write_result` adds ``cut`` (touches
@@ -73,7 +77,7 @@ class MoleculeResult:
 
     method: str
     patches: list[dict[str, Any]]
-    geometry: np.ndarray
+    geometry: np.ndarray | PackedPolygons
     cells: dict[str, np.ndarray]
     transcripts: Iterable[pa.Table]
     expected: pa.Table | None = None
@@ -116,7 +120,8 @@ def write_result(folder: Path | str, result: MoleculeResult, *, overwrite: bool 
 
 
 def _checked_cells(result: MoleculeResult) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    geometry = np.asarray(result.geometry, dtype=object).ravel()
+    outlines = result.geometry.objects() if isinstance(result.geometry, PackedPolygons) else result.geometry
+    geometry = np.asarray(outlines, dtype=object).ravel()
     columns = dict(result.cells)
     missing = [name for name in CELL_COLUMNS if name not in columns]
     if missing:
@@ -221,15 +226,12 @@ class TranscriptFiles:
         """Rows of all files."""
         return sum(pq.read_metadata(path).num_rows for path in self.files)
 
-    def __iter__(self) -> Iterator[pa.Table]:
-        return self._read(None)
-
-    def between(self, low: int, high: int) -> Iterator[pa.Table]:
-        """The rows of transcripts from `low` to `high`, and others that lie with them in a file."""
-        return self._read((low, high))
+    def in_step(self, keep_bytes: int) -> "TranscriptsInStep":
+        """A reader for whoever asks for transcripts in their order; it keeps that much at most."""
+        return TranscriptsInStep(self, keep_bytes)
 
     @cached_property
-    def _spans(self) -> list[list[tuple[int, int]]]:
+    def spans(self) -> list[list[tuple[int, int]]]:
         """The first and the last transcript of each row group of each file."""
         spans = []
         for path in self.files:
@@ -240,17 +242,75 @@ class TranscriptFiles:
                 spans.append([(s.min, s.max) if s is not None and s.has_min_max else _ANYWHERE for s in groups])
         return spans
 
-    def _read(self, span: tuple[int, int] | None) -> Iterator[pa.Table]:
-        low, high = span or _ANYWHERE
-        for path, groups in zip(self.files, self._spans, strict=True):
-            wanted = [k for k, (first, last) in enumerate(groups) if first <= high and last >= low]
-            if not wanted:
-                continue
+    def __iter__(self) -> Iterator[pa.Table]:
+        for path in self.files:
             with _reading(path), pq.ParquetFile(path) as file:
                 fields = [*TRANSCRIPT_SCHEMA, *([CONFIDENCE] if CONFIDENCE.name in file.schema_arrow.names else [])]
                 schema = pa.schema(fields)
-                for batch in file.iter_batches(self.batch_rows, wanted, schema.names):
+                for batch in file.iter_batches(self.batch_rows, columns=schema.names):
                     yield pa.Table.from_batches([batch]).cast(schema)
+
+
+class TranscriptsInStep:
+    """The rows of results about some transcripts, for whoever asks for these in the order of their numbers.
+
+    Row groups that are needed further on are kept, so that each is read once as long as there is room.
+
+    Parameters
+    ----------
+    files
+        The results' transcripts.
+    keep_bytes
+        Most bytes of rows that are kept; what does not fit is read again.
+    """
+
+    def __init__(self, files: TranscriptFiles, keep_bytes: int) -> None:
+        self._files, self._keep_bytes, self._kept_bytes = files, keep_bytes, 0
+        self._kept: dict[tuple[int, int], _Rows] = {}
+
+    def between(self, low: int, high: int) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int32], NDArray[np.int32]]]:
+        """``transcript_id, patch, label`` of transcripts `low` to `high`, and perhaps of others, file by file."""
+        for number, (path, groups) in enumerate(zip(self._files.files, self._files.spans, strict=True)):
+            wanted = [k for k, (first, last) in enumerate(groups) if first <= high and last >= low]
+            to_read = [k for k in wanted if (number, k) not in self._kept]
+            read = _read_groups(path, to_read)
+            for k in wanted:
+                rows = self._kept.pop((number, k), None)
+                if rows is None:
+                    rows = next(read)
+                else:
+                    self._kept_bytes -= rows.n_bytes
+                if groups[k][1] > high and self._kept_bytes + rows.n_bytes <= self._keep_bytes:
+                    self._kept[number, k] = rows
+                    self._kept_bytes += rows.n_bytes
+                yield rows.between(low, high)
+
+
+class _Rows:
+    """A row group."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._columns = [table.column(name).to_numpy() for name in TRANSCRIPT_SCHEMA.names]
+        ids = self._columns[0]
+        self._sorted = bool((ids[1:] >= ids[:-1]).all())
+        self.n_bytes = sum(column.nbytes for column in self._columns)
+
+    def between(self, low: int, high: int) -> tuple[NDArray[np.uint64], NDArray[np.int32], NDArray[np.int32]]:
+        """The columns; only these transcripts, where they are in order."""
+        ids, patch, label = self._columns
+        if not self._sorted:
+            return ids, patch, label
+        first, last = np.searchsorted(ids, np.uint64(low)), np.searchsorted(ids, np.uint64(high), side="right")
+        return ids[first:last], patch[first:last], label[first:last]
+
+
+def _read_groups(path: Path, groups: Sequence[int]) -> Iterator[_Rows]:
+    """Row groups of a file, one at a time."""
+    if groups:
+        with _reading(path), pq.ParquetFile(path) as file:
+            for k in groups:
+                table = file.read_row_group(k, columns=TRANSCRIPT_SCHEMA.names, use_threads=False)
+                yield _Rows(table.cast(TRANSCRIPT_SCHEMA))
 
 
 _ANYWHERE = (0, 2**64 - 1)
@@ -265,13 +325,15 @@ def _reading(path: Path) -> Iterator[None]:
         raise _invalid(path, f"cannot be read: {error}") from error
 
 
-def read_results(folders: Sequence[Path | str]) -> MoleculeResult:
+def read_results(folders: Sequence[Path | str], *, packed: bool = False) -> MoleculeResult:
     """Read the results of a slide's tasks as one.
 
     Parameters
     ----------
     folders
         The tasks' results, in any order; what is read does not depend on it.
+    packed
+        Leave the outlines packed: of many cells objects take several times as much.
 
     Returns
     -------
@@ -284,7 +346,7 @@ def read_results(folders: Sequence[Path | str]) -> MoleculeResult:
     CellquiltError
         ``molecule-result-invalid``: not a result, columns missing, results of two methods, or a patch twice.
     """
-    parts = sorted((_read_cells(Path(folder)) for folder in folders), key=lambda part: part.order)
+    parts = sorted((_open_cells(Path(folder)) for folder in folders), key=lambda part: part.order)
     methods = sorted({part.metadata["method"] for part in parts})
     if len(methods) > 1:
         raise CellquiltError(
@@ -301,16 +363,17 @@ def read_results(folders: Sequence[Path | str]) -> MoleculeResult:
             f"patch {double[0]} is in more than one of the results",
             "give the results of one run only",
         )
-    names = _common_columns(parts)
-    geometry = np.concatenate([np.empty(0, object), *(part.geometry for part in parts)])
-    cells = {name: np.concatenate([np.empty(0, kind), *(part.columns[name] for part in parts)]) for name, kind in names}
+    columns: dict[str, list[np.ndarray]] = {name: [np.empty(0, kind)] for name, kind in _common_columns(parts)}
+    outlines = PackedPolygons.of(_outlines(parts, columns))
+    cells = {name: np.concatenate(values) for name, values in columns.items()}
     order = np.lexsort((cells["label"], cells["patch"]))
+    geometry = outlines.take(order)
     expected = [_read_expected(part.folder / EXPECTED) for part in parts if (part.folder / EXPECTED).is_file()]
     tasks = [{key: value for key, value in part.metadata.items() if key != "patches"} for part in parts]
     return MoleculeResult(
         methods[0] if methods else "",
         patches,
-        geometry[order],
+        geometry if packed else geometry.objects(),
         {name: values[order] for name, values in cells.items()},
         TranscriptFiles(tuple(part.folder / TRANSCRIPTS for part in parts)),
         pa.concat_tables(expected).unify_dictionaries() if expected else None,
@@ -321,9 +384,11 @@ def read_results(folders: Sequence[Path | str]) -> MoleculeResult:
 @dataclass(frozen=True)
 class _Part:
     folder: Path
-    geometry: np.ndarray
-    columns: dict[str, np.ndarray]
-    metadata: dict[str, Any]
+    file: GeoParquetFile
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return self.file.metadata
 
     @property
     def order(self) -> tuple[int, str]:
@@ -332,24 +397,32 @@ class _Part:
         return first, json.dumps(self.metadata, sort_keys=True)
 
 
-def _read_cells(folder: Path) -> _Part:
+def _open_cells(folder: Path) -> _Part:
     if not (folder / CELLS).is_file() or not (folder / TRANSCRIPTS).is_file():
         raise _invalid(folder, f"is no result of a transcript method: it has no {CELLS} or no {TRANSCRIPTS}")
-    geometry, table, metadata = read_geoparquet(folder / CELLS)
-    missing = [name for name in (*CELL_COLUMNS, *BORDER_COLUMNS) if name not in table.schema.names]
-    if missing or "method" not in metadata or "patches" not in metadata:
+    file = GeoParquetFile(folder / CELLS)
+    missing = [name for name in (*CELL_COLUMNS, *BORDER_COLUMNS) if name not in file.schema.names]
+    if missing or "method" not in file.metadata or "patches" not in file.metadata:
         lacking = ", ".join(missing) if missing else "method and patches in its metadata"
         raise _invalid(folder / CELLS, f"lacks {lacking}")
-    columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.schema.names}
-    return _Part(folder, geometry, columns, metadata)
+    return _Part(folder, file)
+
+
+def _outlines(parts: Sequence[_Part], columns: Mapping[str, list[np.ndarray]]) -> Iterator[Rings]:
+    """The outlines of all parts, some thousand at a time; fills the columns on the way."""
+    for part in parts:
+        for batch in part.file.batches() if len(part.file) else ():
+            for name, values in columns.items():
+                values.append(batch.column(name).to_numpy(zero_copy_only=False))
+            yield rings_of(part.file, batch.column(part.file.geometry))
 
 
 def _common_columns(parts: Sequence[_Part]) -> list[tuple[str, Any]]:
     """Columns that all results with cells have, and their types; those that every result has first."""
     own = [(name, kind) for name, kind in (CELL_COLUMNS | BORDER_COLUMNS).items()]
-    filled = [part for part in parts if part.geometry.size]
-    others = sorted(set.intersection(*(set(part.columns) for part in filled))) if filled else []
-    return own + [(name, np.float32) for name in others if name not in CELL_COLUMNS | BORDER_COLUMNS]
+    filled = [part.file for part in parts if len(part.file)]
+    others = set.intersection(*({*file.schema.names} - {file.geometry} for file in filled)) if filled else set()
+    return own + [(name, np.float32) for name in sorted(others) if name not in CELL_COLUMNS | BORDER_COLUMNS]
 
 
 def _read_expected(path: Path) -> pa.Table:
