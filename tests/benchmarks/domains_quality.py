@@ -138,7 +138,7 @@ def save(results: dict[str, Any]) -> None:
 def table(results: dict[str, Any]) -> str:
     """One Markdown table: a line a method, ARI / NMI over all cells of a cohort, mean over seeds.
 
-    In brackets the lowest and the highest ARI, and the seconds of a run.
+    In brackets the lowest and the highest ARI, and the processor seconds of a run.
     """
     cohorts = [name for name in COHORTS if name in results["cohorts"]]
     lines = [
@@ -162,7 +162,7 @@ def _cell(runs: list[dict[str, Any]]) -> str:
     ari = [run["ari"] for run in done]
     nmi = np.mean([run["nmi"] for run in done])
     spread = f"{min(ari):.2f}–{max(ari):.2f}, " if len(ari) > 1 else ""
-    return f"{np.mean(ari):.2f} / {nmi:.2f} ({spread}{np.mean([run['wall_s'] for run in done]):.0f} s)"
+    return f"{np.mean(ari):.2f} / {nmi:.2f} ({spread}{np.mean([run['cpu_s'] for run in done]):.0f} s)"
 
 
 def main() -> None:
@@ -175,7 +175,7 @@ def main() -> None:
     runs.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     runs.add_argument("--python", default=sys.executable, help="of the method's environment")
     runs.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "domains_quality")
-    runs.add_argument("--limit_s", type=float, default=600.0, help="time that open-ended training may take")
+    runs.add_argument("--limit_s", type=float, default=600.0, help="processor time that open-ended training may take")
     runs.add_argument("--timeout_s", type=float, default=3600.0, help="time after which a run is given up")
     absent = verbs.add_parser("absent", help="say why a method was not run")
     absent.add_argument("method", choices=METHODS)

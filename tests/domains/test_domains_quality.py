@@ -100,7 +100,7 @@ def test_a_run_that_fails_says_why(quality, cohorts) -> None:
 
 
 def test_table(quality) -> None:
-    line = {"cohort": "toy", "nmi": 0.5, "wall_s": 3.0}
+    line = {"cohort": "toy", "nmi": 0.5, "cpu_s": 3.0}
     results = {
         "cohorts": {"toy": {}, "hard": {}},
         "not_run": {"spaceflow": "not built"},
