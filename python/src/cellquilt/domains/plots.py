@@ -305,8 +305,9 @@ def paga(found: Architecture, slide: str | None = None, colours: dict[str, str] 
     angle = np.empty(k)
     angle[order] = np.pi / 2 - 2 * np.pi * np.arange(k) / k
     x, y = np.cos(angle), np.sin(angle)
-    figure = _figure(4.1, 4.1)
-    axis = figure.subplots()
+    figure = _figure(4.1, 3.7)
+    figure.set_layout_engine("none")
+    axis = figure.add_axes((0, 0, 1, 1))
     top = max(float(strength.max()), 1e-9)
     for i, j in zip(*np.nonzero(np.triu(strength) >= 0.02 * top), strict=True):
         axis.plot(x[[i, j]], y[[i, j]], color=SOFT, linewidth=0.4 + 6 * strength[i, j] / top, alpha=0.75, zorder=1)

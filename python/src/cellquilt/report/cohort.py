@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-_TOP_GENES, _TOP_COMPARED = 20, 25
+_TOP_GENES, _TOP_COMPARED, _MOST_ROWS = 20, 25, 60
+#: Pixels of a map's longer side, by how many slides there are at most.
+_MAP_PX = ((12, 600), (48, 400), (None, 250))
 #: Most slides whose architecture is drawn one by one; all are in the tables.
 _MOST_SLIDES_DRAWN = 24
 
@@ -115,7 +117,8 @@ def report_cohort(
         "n_permutations": n_permutations,
         "seed": seed,
     }
-    text = render_cohort(found, _views(adatas, domain_key, slide_key, found.domains), parameters, known, tree)
+    views = _views(adatas, domain_key, slide_key, found.domains, len(found.metrics))
+    text = render_cohort(found, views, parameters, known, tree)
     with atomic_path(output, overwrite=overwrite) as aside:
         aside.write_text(text, encoding="utf-8")
     if tables is not None:
@@ -138,13 +141,14 @@ def _about(path: Path | None) -> dict[str, Any]:
 
 
 def _views(
-    adatas: "AnnData | Sequence[AnnData]", domain_key: str, slide_key: str | None, domains: Sequence[str]
+    adatas: "AnnData | Sequence[AnnData]", domain_key: str, slide_key: str | None, domains: Sequence[str], n_slides: int
 ) -> list[SlideView]:
     colours = domain_colours(domains)
+    most_px = next(px for most, px in _MAP_PX if most is None or n_slides <= most)
     found = []
     for slide in slides(adatas, domain_key, slide_key):
         table = slide.table
-        raster = domain_raster(figures.spatial(table)[slide.rows], slide.codes)
+        raster = domain_raster(figures.spatial(table)[slide.rows], slide.codes, most_px)
         found.append(
             SlideView(
                 slide.name,
@@ -290,12 +294,13 @@ def _genes(found: CohortAnalysis) -> dict[str, Any] | None:
 def _conditions(found: CohortAnalysis) -> dict[str, Any] | None:
     if found.compared is None and found.compared_genes is None:
         return None
-    shown: dict[str, Any] = {"shares": "", "rows": [], "genes": [], "n_genes": 0, "notes": []}
+    shown: dict[str, Any] = {"shares": "", "rows": [], "n_rows": 0, "genes": [], "n_genes": 0, "notes": []}
     if found.compared is not None:
         shown["shares"] = figure_svg(
             figures.shares_by_condition(found.proportions), "Shares of the domains by condition, a dot a slide"
         )
-        shown["rows"] = found.compared.to_dict("records")
+        shown["rows"] = found.compared.head(_MOST_ROWS).to_dict("records")
+        shown["n_rows"] = len(found.compared)
     if found.compared_genes is not None:
         shown["genes"] = found.compared_genes.head(_TOP_COMPARED).to_dict("records")
         shown["n_genes"] = len(found.compared_genes)

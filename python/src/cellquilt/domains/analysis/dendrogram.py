@@ -20,8 +20,8 @@ class Dendrogram:
     domains
         Names, in the order in which they are drawn: no lines cross.
     links
-        (K - 1, 4) float64 as ``scipy.cluster.hierarchy`` has them: two nodes (below K: domains), the distance at which they
-        merge, and the number of domains below.
+        (K - 1, 4) float64 as ``scipy.cluster.hierarchy`` has them: two nodes (below K: domains), the distance at which
+        they merge, and the number of domains below.
     """
 
     domains: list[str]
