@@ -130,7 +130,7 @@ def run_ours(module, folder: Path, name: str) -> tuple[dict, dict]:
 def test_transcript_patches_hold_what_their_windows_hold(transcripts, tmp_path):
     sizes, line = run_ours(transcripts, tmp_path, "prior-1m")
     rows, wrong, prior, missing = transcripts.check_patches(tmp_path, transcripts.OURS)
-    assert line["patches"] == len(rows) == 4
+    assert line["patches"] == len(rows) == 9
     assert (wrong, missing) == (0, 0)
     assert 0.96 * 100 * sizes["cells"] < prior.size < rows.sum()
     assert 0.7 < (prior > 0).mean() < 0.8

@@ -22,6 +22,7 @@ ROWS_PER_PART = 4_000_000
 _BYTES_A_TRANSCRIPT = 400
 #: Transcripts at a time, at most: with more, finding room for them takes longer than it saves.
 _MOST_ROWS = 1 << 18
+_BUFFER_BYTES = 1 << 20
 
 
 class PointsWriter:
@@ -150,7 +151,10 @@ def iter_points(element: Path, columns: Sequence[str] | None = None, batch_rows:
     parts, wanted, empty = _parts(element), list(columns) if columns else None, True
     for part in parts:
         with _readable(element):
-            file = pq.ParquetFile(part, read_dictionary=_string_columns(part))
+            # Otherwise Arrow reads all columns of a row group first.
+            file = pq.ParquetFile(
+                part, read_dictionary=_string_columns(part), buffer_size=_BUFFER_BYTES, pre_buffer=False
+            )
         with file:
             batches = file.iter_batches(batch_size=batch_rows, columns=wanted)
             while True:
