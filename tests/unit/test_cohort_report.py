@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from cellquilt.cli import main
 from cellquilt.core.errors import CellquiltError
+from cellquilt.core.transforms import round_length
 from cellquilt.domains import analysis, plots
 from cellquilt.domains.hierarchy import Hierarchy
 from cellquilt.domains.maps import PALETTE, domain_colours, domain_raster
@@ -110,17 +111,14 @@ def test_numbers_for_machines_are_those_of_the_tables(written, tables):
     }
 
 
-def test_the_same_bytes_again_also_from_files(written, tables, tmp_path):
+def test_the_same_bytes_again_from_files(written, tables, tmp_path):
     paths = []
     for k, table in enumerate(tables):
         table.write_h5ad(tmp_path / f"{k}.h5ad")
         paths.append(tmp_path / f"{k}.h5ad")
     options = {"condition_key": "condition", "gene_sets": SETS, "hierarchy": TREE, "about": written / "about.json"}
     report_cohort(analysis.read_tables(paths), tmp_path / "report.html", **options)
-    report_cohort(tables, tmp_path / "again.html", **options)
-    assert (tmp_path / "again.html").read_bytes() == (written / "report.html").read_bytes()
-    # From files the graph's settings come back as numpy's; all else is the same.
-    assert Page((tmp_path / "report.html").read_text()).text == Page((tmp_path / "again.html").read_text()).text
+    assert (tmp_path / "report.html").read_bytes() == (written / "report.html").read_bytes()
 
 
 def test_nothing_is_left_of_a_report_that_failed(tables, tmp_path):
@@ -195,6 +193,10 @@ def test_a_million_cells_are_drawn_in_pixels():
     assert colours[150, 10].tolist() == [0, 0x72, 0xB2, 255]
     empty = domain_raster(np.empty((0, 2)), np.empty(0, np.int64)).colours(["#0072b2"])
     assert empty.tolist() == [[[0, 0, 0, 0]]]
+
+
+def test_scale_bars_are_round():
+    assert [round_length(most) for most in (7, 5, 4.99, 2000, 0.3, 1)] == [5, 5, 2, 2000, 0.2, 1]
 
 
 def lab(colours: np.ndarray, sight: np.ndarray) -> np.ndarray:

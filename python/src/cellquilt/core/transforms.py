@@ -64,6 +64,12 @@ def length_scale(matrix: Affine) -> float:
     return float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
 
 
+def round_length(most: float) -> float:
+    """The largest of 1, 2, 5, 10, … (and their tenths) that is at most `most`, for scale bars."""
+    magnitude = 10.0 ** np.floor(np.log10(max(most, 1e-6)))
+    return float(max(step * magnitude for step in (1, 2, 5) if step * magnitude <= max(most, 1e-6) * (1 + 1e-9)))
+
+
 def _axes(names: Sequence[str]) -> list[dict[str, str]]:
     return [
         {"name": name, "type": "channel"} if name == "c" else {"name": name, "type": "space", "unit": "unit"}

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellquilt.core.errors import CellquiltError
+from cellquilt.core.transforms import round_length
 from cellquilt.domains.analysis.architecture import Architecture
 from cellquilt.domains.analysis.dendrogram import Dendrogram
 from cellquilt.domains.analysis.genes import GeneStatistics
@@ -122,19 +123,13 @@ def draw_map(axis: "Axes", raster: Raster, colours: Sequence[str]) -> None:
     axis.imshow(raster.colours(colours), interpolation="nearest")
     axis.set_axis_off()
     rows, width = raster.codes.shape
-    length = _round_below(width * raster.um / 4)
+    length = round_length(width * raster.um / 4)
     text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
     bar = length / raster.um
     y = rows + 0.03 * max(rows, width)
     axis.plot([0, bar], [y, y], color=INK, linewidth=2, solid_capstyle="butt", clip_on=False)
     axis.text(bar + 0.02 * width, y, text, va="center", fontsize=8)
     axis.set_ylim(y + 0.03 * max(rows, width), -0.5)
-
-
-def _round_below(length: float) -> float:
-    """A round length of at most `length`."""
-    magnitude = 10.0 ** np.floor(np.log10(max(length, 1e-9)))
-    return float(max(step * magnitude for step in (1, 2, 5) if step * magnitude <= length * (1 + 1e-9)))
 
 
 def _legend(figure: "Figure", colours: dict[str, str], where: Any) -> None:

@@ -346,11 +346,16 @@ def _pathways(found: CohortAnalysis) -> dict[str, Any] | None:
 
 def _parameters(parameters: Mapping[str, Any], views: Sequence[SlideView]) -> list[tuple[str, str]]:
     rows = {name: value for name, value in parameters.items() if value is not None}
-    graphs = {json.dumps(view.graph, sort_keys=True, default=str) for view in views if view.graph}
+    graphs = {json.dumps(view.graph, sort_keys=True, default=_plain) for view in views if view.graph}
     for k, graph in enumerate(sorted(graphs)):
         for name, value in json.loads(graph).items():
             rows[f"graph {name}" + (f" ({k + 1})" if len(graphs) > 1 else "")] = value
     return [(name.replace("_", " "), _shown(scrub(value))) for name, value in rows.items()]
+
+
+def _plain(value: Any) -> Any:
+    """Numbers that come from files are numpy's."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def _flat(data: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:

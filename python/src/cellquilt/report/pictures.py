@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import shapely
 
+from cellquilt.core.transforms import round_length
+
 if TYPE_CHECKING:
     from cellquilt.core.images import Image
 
@@ -181,16 +183,9 @@ def _lattice_path(xy: np.ndarray) -> str:
     return "".join(pieces) + "z"
 
 
-def scale_bar_um(width_um: float) -> float:
-    """A round length, about a fifth of a picture's width."""
-    target = max(width_um / 5, 1e-6)
-    magnitude = 10.0 ** np.floor(np.log10(target))
-    return float(max(step * magnitude for step in (1, 2, 5) if step * magnitude <= target))
-
-
 def scale_bar(width: float, height: float, um_per_unit: float) -> str:
     """SVG of a scale bar in the lower left of a picture of so many units."""
-    length_um = scale_bar_um(width * um_per_unit)
+    length_um = round_length(width * um_per_unit / 5)
     length = length_um / um_per_unit
     unit = width / 100
     text = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
