@@ -249,7 +249,7 @@ def adjacency(found: Architecture, slide: str | None = None) -> "Figure":
     with np.errstate(divide="ignore"):
         logs = np.clip(np.log2(ratio), -4, 4)
     names = [_short(name, 40) for name in found.domains]
-    figure = _figure(1.2 + 0.44 * k + _width(names), 0.4 + 0.44 * k + _width(names))
+    figure = _figure(1.9 + 0.44 * k + _width(names), 0.4 + 0.44 * k + _width(names))
     axis = figure.subplots()
     image = axis.imshow(logs, cmap=_DIVERGING, vmin=-4, vmax=4)
     axis.set_xticks(range(k), names, rotation=60, ha="right", rotation_mode="anchor")
@@ -300,9 +300,13 @@ def paga(found: Architecture, slide: str | None = None, colours: dict[str, str] 
     angle = np.empty(k)
     angle[order] = np.pi / 2 - 2 * np.pi * np.arange(k) / k
     x, y = np.cos(angle), np.sin(angle)
-    figure = _figure(4.1, 3.7)
+    names = [_short(name, 24) for name in found.domains]
+    width, height, inch = 3.4 + 2 * _width(names), 3.7, 1 / 1.3
+    figure = _figure(width, height)
     figure.set_layout_engine("none")
     axis = figure.add_axes((0, 0, 1, 1))
+    axis.set_xlim(-width / 2 * inch, width / 2 * inch)
+    axis.set_ylim(-height / 2 * inch, height / 2 * inch)
     top = max(float(strength.max()), 1e-9)
     for i, j in zip(*np.nonzero(np.triu(strength) >= 0.02 * top), strict=True):
         axis.plot(x[[i, j]], y[[i, j]], color=SOFT, linewidth=0.4 + 6 * strength[i, j] / top, alpha=0.75, zorder=1)
@@ -310,12 +314,9 @@ def paga(found: Architecture, slide: str | None = None, colours: dict[str, str] 
         x, y, s=60 + 540 * np.sqrt(sizes / max(int(sizes.max()), 1)), zorder=2,
         c=[colours[name] for name in found.domains], edgecolors=CARD, linewidths=1.2,
     )  # fmt: skip
-    for name, right, up in zip(found.domains, x.tolist(), y.tolist(), strict=True):
+    for name, right, up in zip(names, x.tolist(), y.tolist(), strict=True):
         side = "left" if right > 0.15 else "right" if right < -0.15 else "center"
-        axis.text(1.2 * right, 1.2 * up, _short(name, 16), ha=side, va="center")
-    axis.set_aspect("equal")
-    axis.set_xlim(-1.6, 1.6)
-    axis.set_ylim(-1.35, 1.35)
+        axis.text(1.2 * right, 1.2 * up, name, ha=side, va="center")
     axis.set_axis_off()
     return figure
 
@@ -425,5 +426,7 @@ def dendrogram(found: Dendrogram, colours: dict[str, str] | None = None) -> "Fig
 
 
 def _short(name: object, most: int) -> str:
+    """A name of at most so many letters; names often differ at their end, so what is left out is the middle."""
     text = str(name)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    end = most // 2
+    return text if len(text) <= most else f"{text[: most - end - 1]}…{text[-end:]}"

@@ -271,6 +271,7 @@ def _architecture(found: CohortAnalysis, colours: dict[str, str]) -> dict[str, A
     own = found.architecture
     drawn = own.slides if 1 < len(own.slides) <= _MOST_SLIDES_DRAWN else []
     return {
+        "wide": len(own.domains) > 10,
         "adjacency": figure_svg(figures.adjacency(own), "Edges between domains, observed over expected"),
         "paga": figure_svg(figures.paga(own, colours=colours), "Which domains border on which"),
         "slides": [

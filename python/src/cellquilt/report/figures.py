@@ -28,7 +28,8 @@ def figure_svg(figure: "Figure", label: str) -> str:
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label, "svg.image_inline": True}):
-        figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None, "Creator": None})
+        about = {"Date": None, "Creator": None}
+        figure.savefig(buffer, format="svg", facecolor="none", bbox_inches="tight", pad_inches=0.06, metadata=about)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
