@@ -195,6 +195,13 @@ def test_a_million_cells_are_drawn_in_pixels():
     assert empty.tolist() == [[[0, 0, 0, 0]]]
 
 
+def test_figures_say_what_they_need(monkeypatch, tables):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(CellquiltError, match="matplotlib") as caught:
+        plots.proportions(analysis.proportions(tables))
+    assert caught.value.code == "package-missing"
+
+
 def test_scale_bars_are_round():
     assert [round_length(most) for most in (7, 5, 4.99, 2000, 0.3, 1)] == [5, 5, 2, 2000, 0.2, 1]
 

@@ -13,6 +13,7 @@ import pytest
 from cellquilt.core.errors import CellquiltError
 from cellquilt.domains import analysis, metrics
 from cellquilt.domains.hierarchy import Hierarchy
+from cellquilt.geometry.neighbours import neighbour_graph
 from scipy import stats
 from scipy.cluster.hierarchy import cophenet, is_valid_linkage
 from scipy.sparse import csr_matrix
@@ -341,6 +342,7 @@ def test_confounded_with_batch_is_said(caplog):
     assert (found["note"] == "confounded with batch").all()
 
 
+@pytest.mark.slow
 def test_200_null_cohorts_through_the_function():
     rng = np.random.default_rng(10)
     n = 12 * 60
@@ -534,6 +536,36 @@ def test_nothing_is_changed_that_was_given(cohort):
     pd.testing.assert_frame_equal(table.obs, before.obs)
     assert np.array_equal(table.X.toarray(), before.X.toarray())
     assert list(table.obsm) == list(before.obsm)
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 3), (0, 5), (50, 1), (2, 2, 2, 2, 2, 2)])
+@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_slides_of_hardly_any_cells(sizes, empty):
+    rng = np.random.default_rng(0)
+    tables = []
+    for k, n in enumerate(sizes):
+        table = anndata.AnnData(csr_matrix(rng.poisson(0 if empty else 2, (n, 6)).astype(np.float32)))
+        table.obs_names, table.var_names = [f"{k}-{c}" for c in range(n)], GENES[:6]
+        table.obsm["spatial"] = rng.uniform(0, 50, (n, 2))
+        table.obs["sample"], table.obs["condition"] = f"s{k}", "ab"[k % 2]
+        table.obs["domain"] = pd.Categorical(np.arange(n) % 2)
+        table.obsp["spatial_distances"] = neighbour_graph(table.obsm["spatial"]).to_csr()
+        tables.append(table)
+    several = {"condition_key": "condition"} if min(sizes) else {}
+    found = analysis.analyse_cohort(tables, gene_sets={"x": GENES[:3]}, **several)
+    assert found.proportions["n_cells"].sum() == found.metrics["n_cells"].sum() == sum(sizes)
+    assert found.architecture.sizes.sum() == sum(sizes)
+    assert ((found.genes.auc >= 0) & (found.genes.auc <= 1) | np.isnan(found.genes.auc)).all()
+    assert (found.genes.auc == 0.5).any() or not empty
+    assert np.isfinite(found.pathways.scores["score"]).all()
+
+
+def test_slides_within_one_table_are_as_tables_of_their_own(cohort):
+    together = anndata.concat(cohort, pairwise=True)
+    found = analysis.analyse_cohort(together, slide_key="sample", gene_sets=SETS)
+    for name, table in analysis.analyse_cohort(cohort, gene_sets=SETS).tables().items():
+        same(found.tables()[name], table)
 
 
 # --- bad input

@@ -54,8 +54,12 @@ def _styled[**P, R](draw: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> R:
-        import matplotlib
-
+        try:
+            import matplotlib
+        except ModuleNotFoundError:
+            raise CellquiltError(
+                "package-missing", "figures need the package matplotlib", "install cellquilt[domains]"
+            ) from None
         with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
             return draw(*args, **kwargs)
 
