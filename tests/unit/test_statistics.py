@@ -183,6 +183,15 @@ def test_rate_of_false_findings_is_what_the_docs_say(n, rate):
     assert np.mean(found.p < 0.05) == pytest.approx(rate, abs=3.5 * math.sqrt(rate * (1 - rate) / 3000) + 1e-12)
 
 
+def test_rate_of_false_findings_within_batches():
+    """3 + 3 samples in each of two batches that differ: 20 of 400 labellings."""
+    rng = np.random.default_rng(8)
+    batch = np.repeat(["x", "y"], 6)
+    values = rng.normal(size=(12, 3000)) + 5 * (batch == "y")[:, None]
+    found = compare_groups(values, np.tile([False, True], 6), batch)
+    assert np.mean(found.p <= 0.05) == pytest.approx(0.05, abs=0.014)
+
+
 def test_pairs_of_conditions():
     assert pairs_of(["b", "a", "c", "a"]) == [("a", "b"), ("a", "c"), ("b", "c")]
     assert pairs_of(["b", "a", "c"], "b") == [("b", "a"), ("b", "c")]
