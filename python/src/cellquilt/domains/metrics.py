@@ -163,3 +163,39 @@ def _codes(table: "AnnData", rows: NDArray[np.int64], obs_key: str) -> tuple[NDA
     column = table.obs[obs_key].astype("category").cat
     names = [str(name) for name in column.categories]
     return np.asarray(column.codes)[rows].astype(np.int64), names
+
+
+def mixing(latents: NDArray[np.floating], slides: NDArray[np.generic], n_neighbours: int = 30, seed: int = 0) -> float:
+    """How well slides are mixed among the nearest neighbours of cells in the space of latents.
+
+    Parameters
+    ----------
+    latents
+        (n_cells, size).
+    slides
+        (n_cells,) the slide, or the batch, of each.
+    n_neighbours
+        Nearest cells that are asked.
+    seed
+        Of a sample of 5,000 cells that stand for all.
+
+    Returns
+    -------
+    float
+        Mean inverse Simpson index of the neighbours' slides: 1 where they are the cell's own, the number of slides where
+        all are there alike.
+
+    References
+    ----------
+    Korsunsky et al., Nature Methods 2019 (LISI; neighbours count alike here).
+    """
+    from scipy.spatial import cKDTree
+
+    _, slide = np.unique(slides, return_inverse=True)
+    asked = np.arange(len(latents))
+    if len(asked) > 5_000:
+        asked = np.random.default_rng(seed).choice(len(asked), 5_000, replace=False)
+    k = min(n_neighbours + 1, len(latents))
+    _, near = cKDTree(latents).query(np.asarray(latents)[asked], k=k)
+    share = np.stack([(slide[near[:, 1:]] == number).mean(axis=1) for number in range(int(slide.max()) + 1)], axis=1)
+    return float(np.mean(1 / (share**2).sum(axis=1)))

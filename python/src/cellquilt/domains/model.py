@@ -14,6 +14,7 @@ from cellquilt.domains.expression import Vocabulary
 from cellquilt.domains.hierarchy import Hierarchy, communities
 from cellquilt.domains.prototypes import Metric, Prototypes
 from cellquilt.domains.slides import SlideCells, Slides
+from cellquilt.domains.stability import Bootstraps, Levels, domain_probabilities, stable_levels
 from cellquilt.domains.tables import ABOUT, slides_of, tables_of
 
 if TYPE_CHECKING:
@@ -312,6 +313,68 @@ class Model:
             table.obs[key_added] = pd.Categorical.from_codes(place[codes], names)
         return key_added
 
+    def stable_levels(
+        self,
+        adata: "AnnData | Sequence[AnnData]",
+        *,
+        levels: Sequence[int] = tuple(range(2, 21)),
+        bootstraps: int = 8,
+        seed: int = 0,
+    ) -> Levels:
+        """Numbers of domains and how surely each is found again; see `stability.stable_levels`."""
+        sample = sample_of([_latents(table) for table in tables_of(adata)], seed)
+        return stable_levels(sample, self.encoder.metric, levels=levels, bootstraps=bootstraps, seed=seed)
+
+    def domain_confidence(
+        self,
+        adata: "AnnData | Sequence[AnnData]",
+        *,
+        domain_key: str = DOMAIN,
+        bootstraps: int = 8,
+        seed: int = 0,
+    ) -> None:
+        """How sure the domain of each cell is.
+
+        Tables get ``obsm["{domain}_probabilities"]``, a column a domain; ``obs["{domain}_probability"]``, that of the
+        cell's own domain; and ``obs["{domain}_stability"]``, the share of bootstrap samples by which the cell gets it
+        again. Cells without a domain have NaN.
+
+        Raises
+        ------
+        CellquiltError
+            ``latents-missing``.
+        """
+        import pandas as pd
+
+        tables = tables_of(adata)
+        latents = [_latents(table) for table in tables]
+        if any(domain_key not in table.obs for table in tables):
+            raise CellquiltError("latents-missing", f'obs has no "{domain_key}"', "run assign_domains on the tables")
+        names = sorted(
+            {name for table in tables for name in table.obs[domain_key].dropna().astype(str)}, key=_by_number
+        )
+        codes = [pd.Categorical(table.obs[domain_key].astype("object"), names).codes for table in tables]
+        domain = np.full(len(self.prototypes), -1, dtype=np.int64)
+        for table, code in zip(tables, codes, strict=True):
+            leaf = table.obs[LEAF].cat.codes.to_numpy()
+            domain[leaf[code >= 0]] = code[code >= 0]
+        sample = sample_of(latents, seed)
+        with_domain = domain[self.leaves(sample)]
+        there = with_domain >= 0
+        again = Bootstraps.of(sample[there], with_domain[there], self.encoder.metric, n_samples=bootstraps, seed=seed)
+        for table, part, code in zip(tables, latents, codes, strict=True):
+            valid = code >= 0
+            probable = np.full((table.n_obs, len(names)), np.nan, dtype=np.float32)
+            stable = np.full(table.n_obs, np.nan, dtype=np.float32)
+            if valid.any():
+                probable[valid] = domain_probabilities(self._prototypes, domain, part[valid])
+                stable[valid] = again.same(part[valid], code[valid].astype(np.int64))
+            table.obsm[f"{domain_key}_probabilities"] = pd.DataFrame(probable, index=table.obs_names, columns=names)
+            own = np.full(table.n_obs, np.nan, dtype=np.float32)
+            own[valid] = probable[valid, code[valid]]
+            table.obs[f"{domain_key}_probability"] = own
+            table.obs[f"{domain_key}_stability"] = stable
+
     def domains_of(
         self,
         used: NDArray[np.integer],
@@ -356,6 +419,21 @@ def sample_of(latents: Sequence[NDArray[np.float32]], seed: int, most: int = _SA
             rows = np.sort(np.random.default_rng([seed, number]).choice(rows, n, replace=False))
         found.append(part[rows])
     return np.concatenate(found)
+
+
+def _latents(table: "AnnData") -> NDArray[np.float32]:
+    """(n_cells, size) of a table, NaN for cells that have none."""
+    if LATENT not in table.obsm:
+        raise CellquiltError(
+            "latents-missing", f'obsm has no "{LATENT}"', "run compute_representations on the tables first"
+        )
+    found = np.array(table.obsm[LATENT], dtype=np.float32)
+    found[~found.any(axis=1)] = np.nan
+    return found
+
+
+def _by_number(name: str) -> tuple[str, int]:
+    return name.rstrip("0123456789"), int("0" + name.lstrip("DL"))
 
 
 @contextmanager

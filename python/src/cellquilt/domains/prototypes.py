@@ -91,12 +91,13 @@ class Prototypes:
         number, distance = np.empty(len(latents), np.int64), np.empty(len(latents), np.float32)
         for start in range(0, len(latents), _CELLS_AT_ONCE):  # all cells × all prototypes would be large
             block = slice(start, start + _CELLS_AT_ONCE)
-            far = self._distances(latents[block])
+            far = self.distances(latents[block])
             number[block] = far.argmin(axis=1)
             distance[block] = np.take_along_axis(far, number[block][:, None], axis=1)[:, 0]
         return number, distance
 
-    def _distances(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+    def distances(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n_cells, n) distance of each latent to each prototype; of cosines, one minus it."""
         if self.metric == "cosine":
             return (1 - unit(latents) @ self.vectors.T).astype(np.float32)
         squares: NDArray[np.float32] = (

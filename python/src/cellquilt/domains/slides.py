@@ -71,8 +71,9 @@ class Slides(Sequence[SlideCells]):
     Of slides on disk the latest is kept: memory does not grow with their number.
     """
 
-    def __init__(self, slides: Sequence[SlideCells | Path]) -> None:
+    def __init__(self, slides: Sequence[SlideCells | Path], used: "Sequence[NDArray[np.bool_]] | None" = None) -> None:
         self._slides = list(slides)
+        self._used = used
         self._latest: tuple[int, SlideCells] | None = None
 
     @classmethod
@@ -85,17 +86,26 @@ class Slides(Sequence[SlideCells]):
         """Slides that `write_slide` wrote."""
         return cls([Path(path) for path in paths])
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether none is on disk."""
+        return all(isinstance(slide, SlideCells) for slide in self._slides)
+
     def __len__(self) -> int:
         return len(self._slides)
 
     def __getitem__(self, number):  # type: ignore[no-untyped-def]
         slide = self._slides[number]
-        if isinstance(slide, SlideCells):
-            return slide
-        if self._latest is None or self._latest[0] != number:
-            self._latest = None  # let it go before the next is read
-            self._latest = (number, read_slide(slide))
-        return self._latest[1]
+        if not isinstance(slide, SlideCells):
+            if self._latest is None or self._latest[0] != number:
+                self._latest = None  # let it go before the next is read
+                self._latest = (number, read_slide(slide))
+            slide = self._latest[1]
+        return slide if self._used is None else replace(slide, used=self._used[number])
+
+    def with_used(self, used: "Sequence[NDArray[np.bool_]]") -> "Slides":
+        """These slides, of each only the genes that were chosen, (n_genes,) bool."""
+        return Slides(self._slides, used)
 
 
 def slides_of_table(table: "AnnData", kind: str | None = None) -> list[SlideCells]:
@@ -211,8 +221,3 @@ def read_slide(path: Path | str) -> SlideCells:
         image=np.asarray(table.obsm[IMAGE]) if IMAGE in table.obsm else None,
         used=np.asarray(table.var["highly_variable"]) if "highly_variable" in table.var else None,
     )
-
-
-def with_used(slide: SlideCells, used: NDArray[np.bool_]) -> SlideCells:
-    """The slide, with the genes that were chosen for its cohort."""
-    return replace(slide, used=used)

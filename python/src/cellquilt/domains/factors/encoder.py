@@ -80,7 +80,7 @@ class FactorEncoder:
             ``genes-twice``, ``genes-unknown``, ``kinds-differ``, ``image-embeddings``.
         """
         check_kind(slide, self.scale.kind)
-        panel = panel_of(slide.genes, self.vocabulary, slide.used, slide.name)
+        panel = panel_of(slide.genes, self.vocabulary, None, slide.name)
         found = self.expression(slide, panel).project(self._weights(panel))
         return with_image(slide, found, self.image_mean, self.image_std)
 

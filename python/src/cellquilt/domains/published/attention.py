@@ -132,3 +132,28 @@ def _backward(
                             d_left[j, c] += step + share * grad[i, c]
                             d_edge[s, c] += step * d
                             d_attention[s, c] += d_score * value * slope
+
+
+def attention_by_torch(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    edge_weight: torch.Tensor,
+    attention: torch.Tensor,
+    heads: int,
+    arrays: tuple[NDArray[Any], ...],
+) -> torch.Tensor:
+    """The same messages by tensor operations, for devices on which there are no kernels of ours."""
+    _, indptr, indices, length, own_length = (torch.from_numpy(np.ascontiguousarray(part)) for part in arrays)
+    n, width = left.shape
+    nodes = torch.arange(n)
+    target = torch.cat([torch.repeat_interleave(nodes, indptr.diff()), nodes]).to(left.device)
+    source = torch.cat([indices, nodes]).to(left.device)
+    far = torch.cat([length, own_length]).to(left.device, left.dtype)
+    value = torch.nn.functional.leaky_relu(left[source] + right[target] + edge_weight * far[:, None], _SLOPE)
+    score = (value * attention).view(-1, heads, width // heads).sum(dim=2)
+    best = torch.full((n, heads), -torch.inf, device=left.device, dtype=score.dtype)
+    best = best.scatter_reduce(0, target[:, None].expand_as(score), score.detach(), "amax")
+    weight = torch.exp(score - best[target])
+    total = torch.zeros_like(best).index_add(0, target, weight)
+    share = (weight / total[target]).repeat_interleave(width // heads, dim=1)
+    return torch.zeros_like(left).index_add(0, target, share * left[source])

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from cellquilt.domains.expression import Expression, Vocabulary, mean_std, panel_of
-from cellquilt.domains.slides import SlideCells, Slides, with_used
+from cellquilt.domains.slides import SlideCells, Slides
 
 #: Panels with more genes keep the variable ones: so many, or half of them.
 _PANEL_WITHOUT_CHOICE, _ENOUGH_VARIABLE = 100, 500
@@ -18,16 +18,17 @@ _SAMPLE = 100_000
 
 
 def with_variable_genes(slides: Slides) -> Slides:
-    """Slides in memory with their genes chosen: all of small panels, the variable ones of large ones.
+    """Slides with their genes chosen: all of small panels, the variable ones of large ones.
 
-    Tables of one panel have one choice, made of the cells of all of them; others each their own.
+    Tables in memory that have one panel have one choice, made of the cells of all of them; others each their own.
     """
-    loaded = list(slides)
-    panels = [tuple(sorted(gene.lower() for gene in slide.genes)) for slide in loaded]
-    if all(panel == panels[0] for panel in panels[1:]):
-        chosen = _variable(loaded)
-        return Slides([with_used(slide, _in(slide, chosen)) for slide in loaded])
-    return Slides([with_used(slide, _in(slide, _variable([slide]))) for slide in loaded])
+    if slides.in_memory:
+        loaded = list(slides)
+        panels = [tuple(sorted(gene.lower() for gene in slide.genes)) for slide in loaded]
+        if all(panel == panels[0] for panel in panels[1:]):
+            chosen = _variable(loaded)
+            return slides.with_used([_in(slide, chosen) for slide in loaded])
+    return slides.with_used([_in(slide, _variable([slide])) for slide in slides])
 
 
 def _in(slide: SlideCells, chosen: set[str]) -> NDArray[np.bool_]:

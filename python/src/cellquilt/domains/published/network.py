@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cellquilt.domains.neighbourhoods import Batch
-from cellquilt.domains.published.attention import GraphAttention, own_lengths
+from cellquilt.domains.published.attention import GraphAttention, attention_by_torch, own_lengths
 
 #: Lengths of edges are given in units of this: about the distance of two cells.
 CELL_DISTANCE_UM = 20.0
@@ -95,9 +95,11 @@ class AttentionLayer(nn.Module):
 
     def attend(self, left: Tensor, right: Tensor, graph: "Edges") -> Tensor:
         """(n, heads × size or size) from the two projections of the nodes."""
-        out = GraphAttention.apply(
-            left, right, self.lin_edge.weight[:, 0], self.att.reshape(-1), self.heads, *graph.arrays
-        )
+        learned = self.lin_edge.weight[:, 0], self.att.reshape(-1)
+        if left.device.type == "cpu":
+            out = GraphAttention.apply(left, right, *learned, self.heads, *graph.arrays)
+        else:
+            out = attention_by_torch(left, right, *learned, self.heads, graph.arrays)
         if not self.concat:
             out = out.view(-1, self.heads, self.size).mean(dim=1)
         return out + self.bias
@@ -193,10 +195,11 @@ class Encoder(nn.Module):
 
 def _weighted_mean(x: Tensor, gate: Tensor, part: Tensor, n_parts: int) -> Tensor:
     """(n_parts, size) mean of the nodes of each part, weighted by the softmax of their gates."""
-    best = torch.full((n_parts,), -torch.inf).scatter_reduce(0, part, gate.detach(), "amax")
+    part = part.to(x.device)
+    best = gate.new_full((n_parts,), -torch.inf).scatter_reduce(0, part, gate.detach(), "amax")
     weight = torch.exp(gate - best[part])
-    total = torch.zeros(n_parts).index_add(0, part, weight)
-    return torch.zeros(n_parts, x.shape[1]).index_add(0, part, x * (weight / total[part])[:, None])
+    total = gate.new_zeros(n_parts).index_add(0, part, weight)
+    return x.new_zeros(n_parts, x.shape[1]).index_add(0, part, x * (weight / total[part])[:, None])
 
 
 class Network(nn.Module):

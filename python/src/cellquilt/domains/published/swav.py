@@ -75,7 +75,7 @@ class SlideQueue:
 
     def __init__(self, n_slides: int, n_prototypes: int, least: float) -> None:
         self.seen = torch.full((n_slides, _QUEUE, n_prototypes), 1.0 / n_prototypes)
-        self.least = int(least * n_prototypes)
+        self.least = max(int(least * n_prototypes), min(2, n_prototypes))
 
     @torch.no_grad()
     def prototypes_of(self, slide: int, similarity: Tensor) -> Tensor:
