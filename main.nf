@@ -2,6 +2,8 @@
 
 include { SLIDE_TO_CELLS } from './subworkflows/slide_to_cells'
 include { PREVIEW_SLIDES } from './subworkflows/preview_slides'
+include { DOMAINS        } from './subworkflows/domains'
+include { PUBLISH_SLIDES } from './subworkflows/publish_slides'
 include { COHORT         } from './subworkflows/cohort'
 
 workflow {
@@ -18,14 +20,28 @@ workflow {
     slides = Inputs.slides(params, projectDir, workflow.launchDir).collectEntries { slide -> [slide.id, slide] }
 
     // One item a slide: [[id: 'liver_1'], machine's folder or image, transcript table or [], prior cells or []]
-    slides_ch = channel.fromList(slides.collect { id, slide -> [[id: id], slide.path, slide.transcripts, slide.prior_cells] })
+    slides_ch = channel
+        .fromList(slides.findAll { _id, slide -> !slide.is_table }.values())
+        .map { slide -> [[id: slide.id], slide.path, slide.transcripts, slide.prior_cells] }
+    // Cells that were found elsewhere: [[id: 'liver_2'], cells.h5ad]
+    tables_ch = channel
+        .fromList(slides.findAll { _id, slide -> slide.is_table }.values())
+        .map { slide -> [[id: slide.id], slide.path] }
 
     if (params.preview) {
         PREVIEW_SLIDES(slides_ch, slides)
     }
     else {
-        SLIDE_TO_CELLS(slides_ch, slides)
-        COHORT(SLIDE_TO_CELLS.out.reports, slides.keySet().toList())
+        cells = SLIDE_TO_CELLS(slides_ch, slides)
+        // One item a slide, as soon as the whole cohort's domains are known, or at once if none are wanted.
+        domains_ch = cells.tables.map { meta, _table -> [meta, [], []] }
+        (about_ch, model_ch) = [channel.empty(), channel.empty()]
+        if (params.domains != 'none') {
+            found = DOMAINS(cells.tables.mix(tables_ch), slides, params.domains)
+            (domains_ch, about_ch, model_ch) = [found.domains, found.about, found.model]
+        }
+        published = PUBLISH_SLIDES(cells.parts, cells.compared, tables_ch, domains_ch, slides)
+        COHORT(published.qcs, published.with_domains, about_ch, model_ch, slides)
     }
 
     workflow.onComplete = {

@@ -23,6 +23,10 @@ class Inputs {
     private static final String SHIPPED_MODEL = 'nuclei'
     /** Method → the parameter with its model: a file or folder, or a name that the method itself knows. */
     private static final Map<String, String> MODELS = [cellpose: 'cellpose_model', stardist: 'stardist_model_type']
+    /** Technology of a cell table → what its path ends in. */
+    private static final Map<String, List<String>> TABLE_SUFFIXES = [anndata: ['.h5ad', '.zarr'], spatialdata: ['.zarr']]
+    /** Files of the folder of a model of domains. */
+    private static final List<String> MODEL_FILES = ['config.json', 'model.safetensors']
     /** Parameters that a site's configuration brings, not the user. */
     private static final Pattern SITE_PARAMETERS = ~/(config_profile|custom_config|igenomes)_.*|max_(cpus|memory|time)|genomes/
     /** Characters that Nextflow's scripts leave to the shell. */
@@ -68,8 +72,9 @@ class Inputs {
     /**
      * The slides of the run; where anything is wrong, all mistakes in one message and the end of the run.
      *
-     * @return one map a slide: [id, technology, path, transcripts, prior_cells, truth, source, metadata, compare_markers,
-     *     …, methods, images, by_method, settings, weights]. Files that are not given are []. Methods are those whose cells
+     * @return one map a slide: [id, technology, is_table, path, transcripts, prior_cells, truth, source, metadata,
+     *     compare_markers, …, domains_model, methods, images, by_method, settings, weights]. Files that are not given are
+     *     []. A table is one of cells that were found elsewhere. Methods are those whose cells
      *     are published, the chosen one first ('cellpose+proseg', 'vendor', …); images those that segment the image, each
      *     once ('cellpose', 'vendor'); exports the programs to write the cells for; by_method says of all of them [image, engine, molecules, settings, weights]:
      *     what segments the image ('cellpose', its engine 'cellpose3') and what the transcripts, '' where nothing does, and
@@ -103,6 +108,7 @@ class Inputs {
         def properties = properties(projectDir)
         def values = checkParameters(params, properties, errors)
         if (!errors) missingFiles(values, properties, launchDir as Path, '', errors)
+        if (!errors.any { mistake -> mistake.code.startsWith('parameter-') }) impossibleDomains(values, launchDir as Path, errors)
         if (!params.input) return []
         def schema = readJson(projectDir, 'assets/schema_input.json')
         def rows = checkSheet(params.input.toString(), launchDir as Path, properties, schema, errors)
@@ -115,11 +121,13 @@ class Inputs {
         def slides = rows.collect { row ->
             def own = values + brought(row.overrides.preset ?: values.preset) + row.overrides
             def weights = { method -> weights(method, row, values, launchDir as Path, sheetFolder, errors) }
-            def files = properties.findAll { _name, property -> property.format == 'file-path' }.collectEntries { name, property ->
-                [name, namesFile(property, own[name]) ? (name in row.overrides ? sheetFolder : launchDir as Path).resolve(own[name]).normalize() : []]
+            def files = properties.findAll { _name, property -> property.format in ['file-path', 'directory-path'] }.collectEntries { name, property ->
+                def given = property.format == 'directory-path' ? own[name] : namesFile(property, own[name])
+                [name, given ? (name in row.overrides ? sheetFolder : launchDir as Path).resolve(own[name]).normalize() : []]
             }
-            cannotBeSegmented(row, own, known.transcript_methods, schema, errors)
-            slide(row, own, known, weights) + files
+            if (row.technology in schema.items.properties.technology.tables) notOfTable(row, own, errors)
+            else notOfSlide(row, own, known.transcript_methods, schema, errors)
+            slide(row, own, known, weights, row.technology in schema.items.properties.technology.tables) + files
         }
         return errors ? [] : slides
     }
@@ -134,29 +142,43 @@ class Inputs {
         def folder = (workflow.launchDir as Path).resolve(outdir.toString())
         def trace = Global.session.config.trace?.file ?: "${outdir}/pipeline_info/trace.txt"
         def tasks = lastAttempts((workflow.launchDir as Path).resolve(trace.toString()), workflow)
-        def lastStage = preview ? 'PREVIEW' : 'REPORT'
-        def done = tasks.findAll { task -> stage(task).startsWith(lastStage) && task.status in ['COMPLETED', 'CACHED'] }*.tag as Set
+        def ends = preview ? ['PREVIEW', 'PREVIEW_STARDIST'] : ['REPORT', 'DOMAINS_ANNOTATE']
+        def done = tasks.findAll { task -> stage(task) in ends && task.status in ['COMPLETED', 'CACHED'] }*.tag as Set
         def failed = checked.findAll { slide -> !(slide.id in done) }.collectEntries { slide ->
             [slide.id, [status: 'failed'] + failure(slide, tasks, workflow)]
         }
-        // A compared method, or an export, that does not come through leaves its slide done.
+        // A compared method, an export, or domains that do not come through leave their slide done.
         def lacking = checked.findAll { slide -> slide.id in done && failedTasks(slide, tasks) }.collectEntries { slide ->
             def failure = failure(slide, tasks, workflow)
             def methods = failedTasks(slide, tasks).collect { task -> task.tag.tokenize(':')[1] }.findAll().unique()
-            def lacks = failure.stage == 'EXPORT' ? 'not exported' : "${methods.join(', ') ?: 'methods'} not compared"
+            def lacks = "${methods.join(', ') ?: 'methods'} not compared"
+            if (failure.stage == 'EXPORT') lacks = 'not exported'
+            if (failure.stage.startsWith('DOMAINS_')) lacks = 'domains missing'
             [slide.id, [status: 'done'] + failure + [cause: "${lacks}: ${failure.cause}".toString()]]
         }
+        def without = withoutDomains(folder.resolve('samples.tsv'), done)
+        def report = tasks.find { task -> task.status == 'FAILED' && stage(task) == 'DOMAINS_REPORT' }
 
         def lines = ["cellquilt: ${checked.size() - failed.size()} of ${checked.size()} samples done in ${workflow.duration}; results in ${outdir}"]
-        (failed + lacking).each { id, failure ->
+        (failed + without + lacking).each { id, failure ->
             lines << "  ${failure.status}: ${id}${failure.stage ? " in ${failure.stage}" : ''}: ${failure.cause}"
             if (failure.hint) lines << "    hint: ${failure.hint}"
             if (failure.log) lines << "    log: ${failure.log}"
         }
+        if (report) lines << "  no report of the cohort: ${found(report, workflow).cause}"
         println(lines.join('\n'))
         if ((failed || lacking) && !preview && Files.isDirectory(folder)) {
             recordFailures(folder.resolve('samples.tsv'), failed + lacking)
         }
+    }
+
+    /** The slides that are done, and of which nothing failed, in which there was nothing to find domains from. */
+    private static Map<String, Map> withoutDomains(Path table, Set done) {
+        if (preview || !Files.exists(table)) return [:]
+        def rows = Files.readAllLines(table)*.split('\t', -1)*.toList()
+        return rows.drop(1).collect { row -> [rows[0], row].transpose().collectEntries() }
+            .findAll { row -> row.sample in done && row.status == 'done' && row.cause }
+            .collectEntries { row -> [row.sample, row.subMap(['status', 'stage', 'cause', 'hint', 'log'])] }
     }
 
     // ------------------------------------------------------------------------------------------------------------ schemas
@@ -506,14 +528,19 @@ class Inputs {
         values.keySet().findAll { name -> namesFile(properties[name], values[name]) }.sort().each { name ->
             def path = folder.resolve(values[name].toString()).normalize()
             if (!exists(path) || !Files.isRegularFile(path)) {
-                def beside = exists(path.parent) && Files.isDirectory(path.parent) ? path.parent.toFile().list() as List : []
-                def near = nearest(path.fileName.toString(), beside, 0.6)
-                errors << error('path-not-found', "${where}${name} not found: ${path}", near ? "did you mean \"${near}\"?" : '')
+                errors << error('path-not-found', "${where}${name} not found: ${path}", didYouMeanFile(path))
             }
             else if (path.toString() =~ SHELL_CHARACTERS && !stagesAnyPath()) {
                 errors << error('path-characters', "${where}this Nextflow cannot stage ${path}", 'rename it without $[]{}*?~')
             }
         }
+    }
+
+    /** As `errors.did_you_mean_file` in Python. */
+    private static String didYouMeanFile(Path path) {
+        def beside = exists(path.parent) && Files.isDirectory(path.parent) ? path.parent.toFile().list() as List : []
+        def near = nearest(path.fileName.toString(), beside, 0.6)
+        return near ? "did you mean \"${near}\"?" : ''
     }
 
     private static boolean exists(Path path) {
@@ -532,8 +559,55 @@ class Inputs {
         return ([own.segmentation.replace(',', '+')] + (own.compare ?: [])).unique()
     }
 
+    /** What is asked of domains and cannot be had. */
+    private static void impossibleDomains(Map values, Path folder, List<Map> errors) {
+        def (mode, model) = [values.domains, values.domains_model]
+        if (mode == 'none') return
+        if (mode == 'finetune' && !model) {
+            errors << error('domains-model', 'domains is finetune, and domains_model names no model', "name a model's folder, or set domains to train")
+        }
+        else if (mode == 'train' && model) {
+            errors << error('domains-model', 'domains is train, which starts without domains_model', 'set domains to finetune to go on from the model, or leave it out')
+        }
+        else if (model) {
+            def path = folder.resolve(model).normalize()
+            def absent = MODEL_FILES.findAll { name -> !exists(path.resolve(name)) || !Files.isRegularFile(path.resolve(name)) }
+            if (!exists(path) || !Files.isDirectory(path)) {
+                errors << error('path-not-found', "domains_model not found: ${path}", didYouMeanFile(path))
+            }
+            else if (absent) {
+                errors << error('domains-model', "domains_model is no model: ${path} has no ${absent.join(' and no ')}", 'name the folder that holds both files')
+            }
+            else if (path.toString() =~ SHELL_CHARACTERS && !stagesAnyPath()) {
+                errors << error('path-characters', "this Nextflow cannot stage ${path}", 'rename it without $[]{}*?~')
+            }
+        }
+        if (mode == 'train' && values.domains_recipe != 'published' && values.domains_max_epochs) {
+            errors << error('domains-epochs', "domains_max_epochs is for published models; domains_recipe is ${values.domains_recipe}", 'leave domains_max_epochs out')
+        }
+        if (values.domains_n && values.domains_resolution) {
+            errors << error('domains-number', 'domains_n and domains_resolution both say how many domains there are', 'leave one of them out')
+        }
+    }
+
+    /** What is asked of a cell table that was made elsewhere and cannot be had of it. */
+    private static void notOfTable(Map row, Map own, List<Map> errors) {
+        def where = "sample \"${row.sample}\""
+        def suffixes = TABLE_SUFFIXES[row.technology]
+        def name = row.files.path.fileName.toString()
+        if (!suffixes.any { suffix -> name.toLowerCase().endsWith(suffix) }) {
+            errors << error('table-suffix', "${where}: path is ${name}; technology ${row.technology} is read from ${suffixes.join(' or ')}", 'convert it first')
+        }
+        if (own.preview) {
+            errors << error('table-preview', "${where}: technology ${row.technology} has nothing to preview", 'leave it out of the sheet, or leave preview out')
+        }
+        else if (own.domains == 'none') {
+            errors << error('table-without-domains', "${where}: technology ${row.technology} has its cells, and no domains are to be found", 'set domains to zeroshot, train or finetune')
+        }
+    }
+
     /** What is asked of a slide and cannot be had of it. */
-    private static void cannotBeSegmented(Map row, Map own, List<String> ofTranscripts, Map schema, List<Map> errors) {
+    private static void notOfSlide(Map row, Map own, List<String> ofTranscripts, Map schema, List<Map> errors) {
         def where = "sample \"${row.sample}\""
         if (own.compare && methods(own).size() == 1) {
             errors << error('compare-nothing', "${where}: compare names only the chosen method, ${own.segmentation}", 'name another one, or leave compare out')
@@ -555,7 +629,7 @@ class Inputs {
         }
     }
 
-    private static Map slide(Map row, Map own, Map schema, Closure weights) {
+    private static Map slide(Map row, Map own, Map schema, Closure weights, boolean isTable) {
         // 'cellpose+proseg': a method for the image, whose cells are the prior of one for the transcripts; or one of them.
         def moleculesOf = { chain -> chain.tokenize('+').find { method -> method in schema.transcript_methods } ?: '' }
         def imageOf = { chain -> chain.tokenize('+').find { method -> method != moleculesOf(chain) } ?: '' }
@@ -571,13 +645,14 @@ class Inputs {
                 if (stage == 'convert') given += [technology: row.technology, source: row.source]
                 if (stage == 'aggregate') given += [metadata: row.metadata]
                 [stage, toJson(given)]
-            }
+            } + [domains_annotate: toJson([metadata: row.metadata])]
             def engine = image == 'cellpose' ? "cellpose${own.cellpose_generation}".toString() : image
             [method, [image: image, engine: engine, molecules: molecules, settings: settings, weights: weights(image)]]
         }
         def files = ['path', 'transcripts', 'prior_cells', 'truth'].collectEntries { column -> [column, row.files[column] ?: []] }
-        return [id: row.sample, technology: row.technology] + files + [source: row.source, metadata: row.metadata] +
-            [methods: methods, images: images, by_method: byMethod, exports: own.export ?: []] + byMethod[methods[0]].subMap(['settings', 'weights'])
+        return [id: row.sample, technology: row.technology, is_table: isTable] + files + [source: row.source, metadata: row.metadata] +
+            [methods: methods, images: images, by_method: byMethod, exports: own.export ?: [], domains: own.domains] +
+            byMethod[methods[0]].subMap(['settings', 'weights'])
     }
 
     /** The model's file or folder, where the parameter names one: relative to the sheet if it stands there, else to where the run started. */
@@ -704,11 +779,17 @@ class Inputs {
         return task.process.tokenize(':').last()
     }
 
-    /** The tasks of a slide that failed, those of the chosen method first. A tag is liver_1:cellpose+proseg:bundle_000. */
+    /**
+     * The tasks of a slide that failed, those of the chosen method first. A tag is liver_1:cellpose+proseg:bundle_000. What
+     * is done for the whole cohort counts for every slide whose cells it was done for.
+     */
     private static List<Map<String, String>> failedTasks(Map slide, List<Map<String, String>> tasks) {
         def others = slide.methods.drop(1)
-        return tasks
-            .findAll { task -> task.status == 'FAILED' && task.tag.tokenize(':')[0] == slide.id }
+        def own = tasks.findAll { task -> task.tag.tokenize(':')[0] == slide.id }
+        def ofCohort = tasks.findAll { task -> stage(task) in ['DOMAINS_TRAIN', 'DOMAINS_ASSIGN'] }
+        def inCohort = own.any { task -> stage(task) == 'DOMAINS_PREPARE' && task.status in ['COMPLETED', 'CACHED'] }
+        return (own + (inCohort ? ofCohort : []))
+            .findAll { task -> task.status == 'FAILED' }
             .sort { task -> task.tag.tokenize(':')[1] in others ? 1 : 0 }
     }
 
@@ -719,6 +800,11 @@ class Inputs {
         if (!task) {
             return [stage: '', cause: workflow.errorMessage ?: 'the run ended before it', hint: 'start again with -resume', log: '']
         }
+        return found(task, workflow)
+    }
+
+    /** What a failed task left behind: [stage, cause, hint, log]. */
+    private static Map found(Map task, Object workflow) {
         def (start, rest) = task.hash.tokenize('/')
         def parent = (workflow.workDir as Path).resolve(start)
         def folder = Files.isDirectory(parent) ? Files.list(parent).filter { path -> path.fileName.toString().startsWith(rest) }.findFirst().orElse(null) : null

@@ -2,14 +2,10 @@ include { CONVERT              } from '../modules/convert'
 include { IMAGE_TO_CELLS       } from './image_to_cells'
 include { TRANSCRIPTS_TO_CELLS } from './transcripts_to_cells'
 include { AGGREGATE            } from '../modules/aggregate'
-include { ASSEMBLE             } from '../modules/assemble'
-include { COMPARE              } from '../modules/compare'
-include { REPORT               } from '../modules/report'
-include { EXPORT               } from '../modules/export'
 
 /*
- * From the machine's files to one published SpatialData store and one report a slide.
- * No task writes into what it was given: each emits only what it adds, and ASSEMBLE puts it together.
+ * From the machine's files to cells and a table of them, by every method that a slide wants.
+ * No task writes into what it was given: each emits only what it adds.
  */
 workflow SLIDE_TO_CELLS {
     take:
@@ -70,41 +66,9 @@ workflow SLIDE_TO_CELLS {
             [group.target, tables.sort { found -> slides[group.target.id].methods.indexOf(found[0]) }.collect { found -> found[1] }]
         }
         .mix(none_ch.filter { meta, _none -> slides[meta.id].methods.size() == 1 }) // [meta, [liver_1.table.zarr, …]]
-    store_ch = ASSEMBLE(
-        parts_ch
-            .join(compared_ch, remainder: true)
-            .filter { _meta, parts, _compared -> parts }
-            .map { meta, parts, compared ->
-                [meta, slides[meta.id].settings.report, parts, compared ?: [], slides[meta.id].qc_thresholds]
-            }
-    ).store // [meta, liver_1.zarr, qc.json]
-
-    to_compare_ch = store_ch.branch { meta, _store, _qc ->
-        several: slides[meta.id].methods.size() > 1
-        one: true
-    }
-    comparison_ch = COMPARE(
-        to_compare_ch.several.map { meta, store, _qc ->
-            def slide = slides[meta.id]
-            [meta, slide.settings.compare, store, slide.truth, slide.compare_markers, slide.compare_reference]
-        }
-    ).comparison.mix(to_compare_ch.one.map { meta, _store, _qc -> [meta, []] }) // [meta, comparison.json or []]
-
-    // A comparison that fails leaves the report without it.
-    reports = REPORT(
-        store_ch
-            .join(comparison_ch, remainder: true)
-            .map { meta, store, qc, comparison ->
-                [meta, slides[meta.id].settings.report, store, qc, slides[meta.id].truth, comparison ?: []]
-            }
-    ).report // [meta, qc.json, report.html]
-
-    EXPORT(
-        store_ch
-            .filter { meta, _store, _qc -> slides[meta.id].exports }
-            .map { meta, store, _qc -> [meta, slides[meta.id].settings.export, store] }
-    )
 
     emit:
-    reports
+    tables = table_ch.chosen.map(of_slide) // [meta, liver_1.table.zarr]
+    parts = parts_ch // [meta, [liver_1.raw.zarr, …, liver_1.table.zarr]]
+    compared = compared_ch // [meta, [liver_1.table.zarr, …]]
 }

@@ -5,15 +5,16 @@ process ASSEMBLE {
     publishDir path: { "${params.outdir}/${meta.id}" }, mode: params.publish_dir_mode
 
     input:
-    tuple val(meta), val(settings), path(parts), path(compared, stageAs: 'compared/?/*'), path(thresholds, stageAs: 'thresholds/*')
+    tuple val(meta), val(settings), path(parts), path(compared, stageAs: 'compared/?/*'), path(domains), path(graph), path(thresholds, stageAs: 'thresholds/*')
 
     output:
     tuple val(meta), path("${meta.id}.zarr", type: 'dir', arity: '1'), path('qc.json', arity: '1'), emit: store
 
     script:
     def limits = thresholds ? "--qc-thresholds ${thresholds}" : ''
+    def niches = [domains: domains, graph: graph].findAll { _name, file -> file }.collect { name, file -> "--${name} ${file}" }.join(' ')
     """
-    assemble.py ${parts} ${compared} --output ${meta.id}.zarr --qc qc.json ${limits} --settings '${settings}'
+    assemble.py ${parts} ${compared} ${niches} --output ${meta.id}.zarr --qc qc.json ${limits} --settings '${settings}'
     """
 
     stub:

@@ -14,7 +14,7 @@ import tifffile
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.images import open_image
 from cellquilt.core.points import count_points, iter_points, points_columns, points_transforms
-from cellquilt.core.settings import TECHNOLOGIES, Settings
+from cellquilt.core.settings import TABLES, TECHNOLOGIES, Settings
 from cellquilt.core.store import Store
 from cellquilt.readers import convert_slide, reader_of
 from cellquilt.readers.base import project
@@ -521,8 +521,11 @@ def test_controls_of_several_machines() -> None:
 
 
 def test_every_technology_has_its_reader_and_others_are_refused(tmp_path) -> None:
-    for technology in TECHNOLOGIES:
+    for technology in set(TECHNOLOGIES) - set(TABLES):
         assert reader_of(technology).technology == technology
+    with pytest.raises(CellquiltError) as caught:
+        reader_of("anndata")
+    assert caught.value.code == "technology-table"
     with pytest.raises(CellquiltError) as caught:
         reader_of("merscop")
     assert (caught.value.code, caught.value.hint) == ("technology-unknown", 'did you mean "merscope"?')

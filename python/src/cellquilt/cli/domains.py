@@ -2,7 +2,7 @@
 
 import click
 
-from cellquilt.cli.domains_analysis import COMMANDS
+from cellquilt.cli import domains_analysis, domains_stages
 
 
 @click.group()
@@ -10,5 +10,5 @@ def domains() -> None:
     """Spatial domains of a cohort's cell tables."""
 
 
-for _command in COMMANDS:
+for _command in (*domains_stages.COMMANDS, *domains_analysis.COMMANDS):
     domains.add_command(_command)

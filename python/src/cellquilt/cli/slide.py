@@ -165,6 +165,8 @@ def aggregate(**arguments: Any) -> None:
 @click.argument("parts", type=_PATH, nargs=-1, required=True)
 @click.option("-o", "--output", type=_PATH, required=True, help="The store to make.")
 @click.option("--qc", type=_PATH, help="File for the numbers and the verdict (JSON).")
+@click.option("--domains", type=_PATH, help="The cells' domains, or why there are none (cellquilt domains).")
+@click.option("--graph", type=_PATH, help="The cells' neighbours, where there are domains.")
 @_overwrite
 @settings_options("resources", own="report")
 def assemble(**arguments: Any) -> None:

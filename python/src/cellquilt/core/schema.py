@@ -8,7 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cellquilt.core.settings import GROUPS, PRESETS, SETTINGS, TECHNOLOGIES, TRANSCRIPT_METHODS, WITHOUT_IMAGE, Setting
+from cellquilt.core.settings import (
+    GROUPS,
+    PRESETS,
+    SETTINGS,
+    TABLES,
+    TECHNOLOGIES,
+    TRANSCRIPT_METHODS,
+    WITHOUT_IMAGE,
+    Setting,
+)
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _JSON_TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean", "list": "string"}
@@ -18,7 +27,7 @@ _GENERATED = "Generated from python/src/cellquilt/core/settings.py by `make gene
 SHEET_COLUMNS: dict[str, tuple[str, str]] = {
     "sample": ("Name of the slide, unique", r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"),
     "technology": ("The machine", ""),
-    "path": ("The machine's folder or the image file; relative paths are relative to the sheet", ""),
+    "path": ("The machine's folder, the image or the cell table; relative paths are relative to the sheet", ""),
     "transcripts": ("Table of transcripts (CSV, CSV.GZ, Parquet), beside an image or all there is", ""),
     "prior_cells": ("GeoParquet or GeoJSON of cells to start from", ""),
     "truth": ("Folder with the truth of a simulated slide, to score against", ""),
@@ -48,6 +57,8 @@ def _property(setting: Setting) -> dict[str, Any]:
         entry["hidden"] = True
     if setting.is_file:
         entry["format"] = "file-path"
+    if setting.is_folder:
+        entry["format"] = "directory-path"
     if setting.file_pattern:
         entry["file_pattern"] = setting.file_pattern
     entry["per_sample"] = setting.per_sample
@@ -91,7 +102,11 @@ def sheet_schema() -> dict[str, Any]:
         if name in SHEET_FILES:
             entry["format"] = "path"
         properties[name] = entry
-    properties["technology"] |= {"enum": list(TECHNOLOGIES), "without_image": list(WITHOUT_IMAGE)}
+    properties["technology"] |= {
+        "enum": list(TECHNOLOGIES),
+        "without_image": list(WITHOUT_IMAGE),
+        "tables": list(TABLES),
+    }
     return {
         "$schema": _DIALECT,
         "$comment": _GENERATED,

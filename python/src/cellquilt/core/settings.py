@@ -18,12 +18,17 @@ from cellquilt.core.errors import CellquiltError, SeveralErrors, did_you_mean
 Kind = Literal["int", "float", "str", "bool", "list"]
 Value = int | float | str | bool | list[str] | None
 
-TECHNOLOGIES = ("merscope", "ome_tif", "transcripts", "xenium")
+#: Cell tables made elsewhere: they are not segmented, and enter where domains are found.
+TABLES = ("anndata", "spatialdata")
+TECHNOLOGIES = (*TABLES, "merscope", "ome_tif", "transcripts", "xenium")
 #: Technologies without an image; their rows of the sheet need no path, for the transcripts are all there is.
 WITHOUT_IMAGE = ("transcripts",)
 METHODS = ("cellpose", "generic", "stardist", "vendor")
 #: Methods that segment transcripts, with or without prior cells.
 TRANSCRIPT_METHODS = ("baysor", "proseg")
+#: How spatial domains are found: not at all, by a model as it is, by one made of the cohort, or by one that goes on
+#: from another.
+DOMAINS = ("none", "zeroshot", "train", "finetune")
 #: Programs that cells are written for.
 EXPORTS = ("xeniumranger", "vpt", "qupath")
 #: What ``segmentation`` may be: one method, or one whose cells are the prior of a method for transcripts.
@@ -56,6 +61,9 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "resolve": ("Putting patches together, nuclei to cells", ("resolve", "resolve_transcripts", "preview")),
     "aggregate": ("Counting transcripts and measuring channels", ("aggregate", "preview")),
     "compare": ("Comparing methods", ("compare",)),
+    "domains_graph": ("Spatial domains: a slide's cells and their neighbours", ("domains_prepare",)),
+    "domains": ("Spatial domains: the model", ("domains_train", "domains_assign")),
+    "domains_level": ("Spatial domains: how many", ("domains_assign",)),
     "report": ("Quality control and reports", ("report", "compare")),
     "export": ("Files for other programs", ("export",)),
     "resources": (
@@ -63,7 +71,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             *("convert", "tissue", "patchify", "segment", "resolve"),
             *("patchify_transcripts", "segment_transcripts", "resolve_transcripts", "aggregate", "compare", "report"),
-            "export",
+            *("export", "domains_train", "domains_embed", "domains_assign"),
         ),
     ),
 }
@@ -95,6 +103,8 @@ class Setting:
         Whether a column of the sheet may override it.
     is_file
         Whether the value is the path of a file: relative to where the run starts, or to the sheet whose column it is.
+    is_folder
+        Whether it is the path of a folder.
     file_pattern
         What such a path looks like, where the value may be something else.
     """
@@ -114,6 +124,7 @@ class Setting:
     required: bool = False
     hidden: bool = False
     is_file: bool = False
+    is_folder: bool = False
     file_pattern: str = ""
 
     @property
@@ -812,6 +823,123 @@ SETTINGS: tuple[Setting, ...] = (
         keyword="reference",
         aliases=("marker_reference",),
         is_file=True,
+    ),
+    # --- domains
+    Setting(
+        "domains_radius",
+        "domains_graph",
+        "float",
+        80.0,
+        "Cells farther apart than this (µm) are no neighbours.",
+        keyword="radius",
+        aliases=("domains_radius_um",),
+        minimum=0.1,
+    ),
+    Setting(
+        "domains_graph",
+        "domains_graph",
+        "str",
+        "delaunay",
+        "Who is whose neighbour: Delaunay triangulation, the nearest cells, or the grid of spots and bins.",
+        keyword="mode",
+        choices=("delaunay", "knn", "grid"),
+    ),
+    Setting(
+        "domains_kind",
+        "domains_graph",
+        "str",
+        "auto",
+        "What a table holds: counts, their logarithms, or intensities of proteins; auto looks at it.",
+        keyword="kind",
+        choices=("auto", "counts", "log1p", "protein"),
+    ),
+    Setting(
+        "domains_scale_to_um",
+        "domains_graph",
+        "float",
+        1.0,
+        "Length in µm of a unit of the coordinates of a cell table that was made elsewhere.",
+        keyword="scale_to_um",
+        minimum=1e-6,
+    ),
+    Setting(
+        "domains",
+        "domains",
+        "str",
+        "none",
+        "Find spatial domains that all slides share: by a model as it is, or one trained on these slides.",
+        choices=DOMAINS,
+        per_sample=False,
+    ),
+    Setting(
+        "domains_recipe",
+        "domains",
+        "str",
+        "factors",
+        "Model to train: factors in closed form, or the published graph attention.",
+        keyword="recipe",
+        choices=("factors", "published"),
+        per_sample=False,
+    ),
+    Setting(
+        "domains_model",
+        "domains",
+        "str",
+        None,
+        "Folder of a model to use or to go on from, ours or one saved by novae; default: the shipped one.",
+        keyword="model",
+        per_sample=False,
+        is_folder=True,
+    ),
+    Setting(
+        "domains_n",
+        "domains",
+        "int",
+        None,
+        "How many domains all slides have together, instead of domains_level.",
+        keyword="n_domains",
+        minimum=1,
+        per_sample=False,
+    ),
+    Setting(
+        "domains_max_epochs",
+        "domains",
+        "int",
+        None,
+        "Most epochs of training of a published model; default: 20.",
+        keyword="max_epochs",
+        minimum=1,
+        per_sample=False,
+    ),
+    Setting(
+        "domains_seed",
+        "domains",
+        "int",
+        0,
+        "Seed of training, and of the choice of cells that domains are made from.",
+        keyword="seed",
+        minimum=0,
+        per_sample=False,
+    ),
+    Setting(
+        "domains_level",
+        "domains_level",
+        "int",
+        7,
+        "Level of the tree of domains: so many there are, of which the slides may show fewer.",
+        keyword="level",
+        minimum=1,
+        per_sample=False,
+    ),
+    Setting(
+        "domains_resolution",
+        "domains_level",
+        "float",
+        None,
+        "Resolution of a Leiden clustering that makes the domains instead.",
+        keyword="resolution",
+        minimum=1e-6,
+        per_sample=False,
     ),
     # --- report
     Setting(

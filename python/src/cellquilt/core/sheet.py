@@ -19,6 +19,7 @@ from cellquilt.core.schema import SHEET_COLUMNS, SHEET_FILES
 from cellquilt.core.settings import (
     ALIASES,
     BY_NAME,
+    TABLES,
     TECHNOLOGIES,
     TRANSCRIPT_METHODS,
     WITHOUT_IMAGE,
@@ -30,6 +31,10 @@ from cellquilt.core.settings import (
 )
 
 _REQUIRED = ("sample", "technology")
+#: Technology of a cell table → what its path ends in.
+_TABLE_SUFFIXES = {"anndata": (".h5ad", ".zarr"), "spatialdata": (".zarr",)}
+#: Files of a model's folder.
+_MODEL_FILES = ("config.json", "model.safetensors")
 #: A metadata column this similar to a parameter's name is probably meant to be one.
 _NEARLY = 0.85
 
@@ -118,7 +123,7 @@ def check_input(sheet: Path | str, given: Mapping[str, Any]) -> tuple[list[Row],
     values, parameter_errors = _checked_params(given)
     rows, sheet_errors = _checked_sheet(sheet)
     _raise(parameter_errors + sheet_errors)
-    _raise([error for row in rows for error in _cannot_be_segmented(row, Settings({**values, **row.overrides}))])
+    _raise([error for row in rows for error in _impossible(row, Settings({**values, **row.overrides}))])
     return rows, values
 
 
@@ -127,8 +132,27 @@ def _raise(errors: list[CellquiltError]) -> None:
         raise SeveralErrors("input-invalid", "The input has mistakes; nothing was started:", errors)
 
 
-def _cannot_be_segmented(row: Row, values: Settings) -> Iterator[CellquiltError]:
+def _impossible(row: Row, values: Settings) -> Iterator[CellquiltError]:
     """What is asked of a slide and cannot be had of it."""
+    return _not_of_table(row, values) if row.technology in TABLES else _not_of_slide(row, values)
+
+
+def _not_of_table(row: Row, values: Settings) -> Iterator[CellquiltError]:
+    where = f'sample "{row.sample}"'
+    suffixes = _TABLE_SUFFIXES[row.technology]
+    assert row.path is not None
+    if not row.path.name.lower().endswith(suffixes):
+        message = f"{where}: path is {row.path.name}; technology {row.technology} is read from {' or '.join(suffixes)}"
+        yield CellquiltError("table-suffix", message, "convert it first")
+    if values["preview"]:
+        message = f"{where}: technology {row.technology} has nothing to preview"
+        yield CellquiltError("table-preview", message, "leave it out of the sheet, or leave preview out")
+    elif values["domains"] == "none":
+        message = f"{where}: technology {row.technology} has its cells, and no domains are to be found"
+        yield CellquiltError("table-without-domains", message, "set domains to zeroshot, train or finetune")
+
+
+def _not_of_slide(row: Row, values: Settings) -> Iterator[CellquiltError]:
     where, methods = f'sample "{row.sample}"', methods_of(values)
     if values["compare"] and len(methods) == 1:
         message = f"{where}: compare names only the chosen method, {values['segmentation']}"
@@ -152,7 +176,34 @@ def _checked_params(given: Mapping[str, Any]) -> tuple[dict[str, Value], list[Ce
         values = check_all(given)
     except SeveralErrors as several:
         return {}, several.errors
-    return values, _missing_files(values, Path.cwd())
+    return values, _missing_files(values, Path.cwd()) + list(_impossible_domains(Settings(values), Path.cwd()))
+
+
+def _impossible_domains(values: Settings, folder: Path) -> Iterator[CellquiltError]:
+    """What is asked of domains and cannot be had."""
+    mode, model = values["domains"], values["domains_model"]
+    if mode == "none":
+        return
+    if mode == "finetune" and not model:
+        hint = "name a model's folder, or set domains to train"
+        yield CellquiltError("domains-model", "domains is finetune, and domains_model names no model", hint)
+    elif mode == "train" and model:
+        hint = "set domains to finetune to go on from the model, or leave it out"
+        yield CellquiltError("domains-model", "domains is train, which starts without domains_model", hint)
+    elif model:
+        path = Path(os.path.abspath(folder / model))
+        absent = [name for name in _MODEL_FILES if not os.path.isfile(path / name)]
+        if not os.path.isdir(path):
+            yield CellquiltError("path-not-found", f"domains_model not found: {path}", did_you_mean_file(path))
+        elif absent:
+            message = f"domains_model is no model: {path} has no {' and no '.join(absent)}"
+            yield CellquiltError("domains-model", message, "name the folder that holds both files")
+    if mode == "train" and values["domains_recipe"] != "published" and values["domains_max_epochs"]:
+        message = f"domains_max_epochs is for published models; domains_recipe is {values['domains_recipe']}"
+        yield CellquiltError("domains-epochs", message, "leave domains_max_epochs out")
+    if values["domains_n"] and values["domains_resolution"]:
+        message = "domains_n and domains_resolution both say how many domains there are"
+        yield CellquiltError("domains-number", message, "leave one of them out")
 
 
 def _missing_files(values: Mapping[str, Value], folder: Path, where: str = "") -> list[CellquiltError]:

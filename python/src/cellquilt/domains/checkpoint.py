@@ -18,6 +18,32 @@ if TYPE_CHECKING:
     from cellquilt.domains.prototypes import Prototypes
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_SHIPPED = Path(__file__).with_name("models") / "default"
+
+
+def shipped_model() -> Path:
+    """The folder of the model that comes with the package.
+
+    Raises
+    ------
+    CellquiltError
+        ``model-not-shipped`` where this version has none.
+    """
+    if not (_SHIPPED / CONFIG).is_file():
+        raise CellquiltError(
+            "model-not-shipped", "no model of domains comes with this version", "name one with --domains-model"
+        )
+    return _SHIPPED
+
+
+def checksum(folder: Path) -> str:
+    """SHA-256 of a model: of its two files, one after the other."""
+    import hashlib
+
+    found = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        found.update((folder / name).read_bytes())
+    return found.hexdigest()
 
 
 def read_checkpoint(folder: Path) -> "tuple[Encoder, Prototypes]":

@@ -17,7 +17,7 @@ import numpy as np
 
 from cellquilt.core.errors import CellquiltError, did_you_mean
 from cellquilt.core.log import LOG
-from cellquilt.core.settings import TECHNOLOGIES, Settings
+from cellquilt.core.settings import TABLES, TECHNOLOGIES, Settings
 from cellquilt.core.transforms import GLOBAL, MICRONS, Affine, identity
 
 if TYPE_CHECKING:
@@ -144,6 +144,11 @@ def reader_of(technology: str) -> Reader:
     CellquiltError
         ``technology-unknown`` with the nearest known name.
     """
+    if technology in TABLES:
+        raise CellquiltError(
+            "technology-table", f"{technology} is a table of cells: there is nothing to convert",
+            "find its domains with cellquilt domains",
+        )  # fmt: skip
     if technology not in TECHNOLOGIES:
         raise CellquiltError(
             "technology-unknown", f'unknown technology "{technology}"', did_you_mean(technology, TECHNOLOGIES)

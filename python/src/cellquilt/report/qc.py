@@ -27,7 +27,8 @@ tissue_area_um2 n_transcripts n_inside_image n_assigned n_in_nucleus n_counted n
 share_inside_image share_assigned transcripts_per_100um2 control_rate_in_cells control_rate_outside
 share_assigned_by_z transcripts_by_z z_unit n_counts_differing border_cell_density_ratio border_cell_density_interval
 n_border_cells border_area_um2 n_interior_cells interior_area_um2 border_profile conflict_rate n_conflicts n_cut
-n_merged share_cut n_overlapping_pairs overlap_ratio_histogram share_patches_failed
+n_merged share_cut n_overlapping_pairs overlap_ratio_histogram share_patches_failed n_domains n_cells_with_domain
+domains_missing
 """
 _EMPTY: dict[str, Any] = {
     "n_cells": 0,
@@ -201,6 +202,8 @@ def compute_qc(view: View, *, thresholds: Path | None = None, cells: Cells | Non
     numbers |= _transcript_numbers(view, cells, numbers["tissue_area_um2"])
     numbers |= _border_numbers(view, cells)
     numbers |= _patch_numbers(view, resolved, len(cells))
+    found = view.facts("domains")
+    numbers |= {name: found.get(name) for name in ("n_domains", "n_cells_with_domain", "domains_missing")}
     numbers["cells_dropped_by_reason"] = view.facts("aggregate").get("dropped_by_reason", {})
     numbers |= _resources(view)
     numbers = _clean(numbers)
@@ -519,7 +522,7 @@ def read_qc(path: Path) -> dict[str, Any]:
         qc = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(qc["sample"], str):
             raise KeyError("sample")
-        if qc["verdict"] not in LEVELS:
+        if qc["verdict"] not in (*LEVELS, None):  # nothing is judged of a table that was made elsewhere
             raise ValueError(f"its verdict is {qc['verdict']!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CellquiltError(

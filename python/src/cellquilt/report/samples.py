@@ -22,6 +22,7 @@ NUMBERS = (
     "tissue_area_um2",
     "control_rate_in_cells",
     "border_cell_density_ratio",
+    "n_domains",
 )
 _FAILURE = ("stage", "cause", "hint", "log")
 COLUMNS = ("sample", "status", "verdict", *NUMBERS, "seconds", "peak_rss_mb", "reasons", *_FAILURE)
@@ -30,10 +31,14 @@ COLUMNS = ("sample", "status", "verdict", *NUMBERS, "seconds", "peak_rss_mb", "r
 def row(qc: Mapping[str, Any]) -> dict[str, str]:
     """The row of a sample that came through."""
     cells = {name: _text(qc.get(name)) for name in NUMBERS}
+    missing = qc.get("domains_missing") or {}
+    if missing:
+        cells |= {"stage": missing["stage"], "hint": missing["hint"]}
+        cells["cause"] = f"domains missing: {missing['message']}"
     return {
         "sample": qc["sample"],
         "status": "done",
-        "verdict": qc.get("verdict", ""),
+        "verdict": qc.get("verdict") or "",
         **cells,
         "seconds": _text((qc.get("seconds") or {}).get("total")),
         "peak_rss_mb": _text((qc.get("peak_rss_mb") or {}).get("max")),

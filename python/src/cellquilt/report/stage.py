@@ -1,14 +1,18 @@
 """The last steps of a sample: assemble and judge it, report on it; and the table of all samples."""
 
-from collections.abc import Sequence
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cellquilt.comparison.methods import read_comparison
 from cellquilt.core.atomic import atomic_path
 from cellquilt.core.log import LOG
+from cellquilt.core.record import Record
 from cellquilt.core.settings import Settings
-from cellquilt.core.store import assemble
+from cellquilt.core.store import assemble, new_store
 from cellquilt.report.provenance import provenance
 from cellquilt.report.qc import compute_qc, qc_json, read_qc
 from cellquilt.report.view import View
@@ -25,6 +29,8 @@ def assemble_slide(
     *,
     settings: Settings,
     qc: Path | None = None,
+    domains: Path | None = None,
+    graph: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Put a sample's raw store and what the steps added together into one store, and judge it.
@@ -39,6 +45,10 @@ def assemble_slide(
         Group ``report``.
     qc
         File for the numbers and the verdict; None writes none.
+    domains
+        Domains of the cells, or why there are none: what `domains.stages.assign_domains`, or `prepare_slide`, wrote.
+    graph
+        The cells' neighbours, where there are domains.
     overwrite
         Replace what stands there.
 
@@ -52,6 +62,37 @@ def assemble_slide(
     CellquiltError
         ``output-exists``, ``assembly-invalid``, ``store-missing``, or what the file of limits is missing.
     """
+    with _with_domains(parts, output, domains, graph) as whole:
+        return _assemble(whole, output, settings, qc, overwrite)
+
+
+@contextmanager
+def _with_domains(
+    parts: Sequence[Path], output: Path, domains: Path | None, graph: Path | None
+) -> Iterator[Sequence[Path]]:
+    """The parts, and one more that has the domains or says why there are none."""
+    if domains is None:
+        yield parts
+        return
+    view = View(parts)
+    output = Path(output).absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".domains-", dir=output.parent) as folder:
+        added = Path(folder) / "domains.zarr"
+        with new_store(added, sample=view.sample) as delta:
+            if domains.suffix == ".json":
+                record = Record("domains", view.sample)
+                record.facts["domains_missing"] = json.loads(domains.read_text(encoding="utf-8"))
+                delta.add_record(record.finish())
+            else:
+                from cellquilt.domains.stages import add_to_table
+
+                holder = next(store for store in reversed(view.stores) if store.has("tables", "table"))
+                add_to_table(holder, delta, domains=domains, graph=graph)
+        yield [*parts, added]
+
+
+def _assemble(parts: Sequence[Path], output: Path, settings: Settings, qc: Path | None, overwrite: bool) -> Path:
     view = View(parts)
     numbers = compute_qc(view, thresholds=_thresholds(settings))
     attributes = {**provenance(view.records, view.sample), "verdict": numbers["verdict"]}
@@ -62,6 +103,55 @@ def assemble_slide(
         with atomic_path(qc, overwrite=overwrite) as aside:
             aside.write_text(qc_json(numbers), encoding="utf-8")
     LOG.info("%s: %s, %d cells", view.sample, numbers["verdict"], numbers["n_cells"])
+    return Path(output)
+
+
+def annotate_sample(
+    table: Path,
+    output: Path,
+    *,
+    domains: Path,
+    graph: Path | None = None,
+    sample: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    qc: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a copy of a cell table that was made elsewhere with the domains of its cells, and its numbers.
+
+    Parameters
+    ----------
+    table, output, domains, graph, sample, metadata, overwrite
+        As `cellquilt.domains.stages.annotate_table` takes them.
+    qc
+        File for the numbers; nothing is judged. None writes none.
+
+    Returns
+    -------
+    pathlib.Path
+        The copy.
+    """
+    from cellquilt.domains.results import read_cells
+    from cellquilt.domains.stages import annotate_table
+
+    found = read_cells(domains)
+    record = Record("domains_annotate", sample or found.sample)
+    annotate_table(table, output, domains=domains, graph=graph, sample=sample, metadata=metadata, overwrite=overwrite)
+    if qc is not None:
+        assert found.domain is not None
+        made = record.finish()
+        numbers = {
+            "sample": record.sample,
+            "verdict": None,
+            "n_cells": len(found.cells),
+            "n_domains": len(found.counts),
+            "n_cells_with_domain": int((found.domain >= 0).sum()),
+            "seconds": {"domains_annotate": made["seconds"], "total": made["seconds"]},
+            "peak_rss_mb": {"domains_annotate": made["peak_rss_mb"], "max": made["peak_rss_mb"]},
+            "versions": {"domains_annotate": made["versions"]},
+        }
+        with atomic_path(qc, overwrite=overwrite) as aside:
+            aside.write_text(qc_json(numbers), encoding="utf-8")
     return Path(output)
 
 

@@ -1,0 +1,28 @@
+process DOMAINS_ASSIGN {
+    label 'process_medium'
+    label 'env_domains'
+    publishDir path: { "${params.outdir}/cohort" }, mode: params.publish_dir_mode
+
+    input:
+    val settings
+    path latents
+    path model, stageAs: 'model'
+
+    output:
+    path 'domains/*.domains.parquet', arity: '1..*'     , emit: domains
+    path 'domains/domains.json', arity: '1'             , emit: about
+    path 'domains/model', type: 'dir', arity: '1'       , emit: model
+
+    script:
+    def weights = model ? "--weights ${model}" : ''
+    """
+    domains_assign.py ${latents} ${weights} --output domains --settings '${settings}'
+    """
+
+    stub:
+    """
+    mkdir -p domains/model
+    touch domains/domains.json
+    for file in ${latents}; do touch domains/\$(basename \$file .latents.parquet).domains.parquet; done
+    """
+}

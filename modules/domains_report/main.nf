@@ -1,0 +1,27 @@
+process DOMAINS_REPORT {
+    label 'process_medium'
+    label 'env_domains'
+    publishDir path: { "${params.outdir}/cohort" }, mode: params.publish_dir_mode
+
+    input:
+    val columns
+    path tables
+    path about
+    path model
+
+    output:
+    path 'report.html', arity: '1'      , emit: report
+    path 'stats', type: 'dir', arity: '1', emit: tables
+
+    script:
+    def given = columns.collect { option, column -> "--${option} ${column}" }.join(' ')
+    """
+    domains_report.py ${tables} ${given} --model ${model} --about ${about} --tables-output stats --output report.html
+    """
+
+    stub:
+    """
+    mkdir stats
+    touch report.html
+    """
+}

@@ -1,0 +1,24 @@
+process DOMAINS_TRAIN {
+    label params.domains_recipe == 'published' ? 'process_gpu' : 'process_medium'
+    label 'process_long'
+    label 'env_domains'
+
+    input:
+    val settings
+    path graphs
+    path start, stageAs: 'start'
+
+    output:
+    path 'model', type: 'dir', arity: '1', emit: model
+
+    script:
+    def weights = start ? "--weights ${start}" : ''
+    """
+    domains_train.py ${graphs} ${weights} --output model --settings '${settings}'
+    """
+
+    stub:
+    """
+    mkdir model
+    """
+}

@@ -1,0 +1,73 @@
+include { ASSEMBLE         } from '../modules/assemble'
+include { COMPARE          } from '../modules/compare'
+include { REPORT           } from '../modules/report'
+include { EXPORT           } from '../modules/export'
+include { DOMAINS_ANNOTATE } from '../modules/domains_annotate'
+
+/*
+ * One published SpatialData store and one report a slide: ASSEMBLE puts together what the tasks before it added. Of a table
+ * of cells that was made elsewhere, a copy with its domains.
+ */
+workflow PUBLISH_SLIDES {
+    take:
+    parts_ch // [[id: 'liver_1'], [liver_1.raw.zarr, …, liver_1.table.zarr]]
+    compared_ch // [meta, [liver_1.table.zarr, …]]: tables of the methods compared with the chosen one
+    tables_ch // [meta, cells.h5ad]: made elsewhere
+    domains_ch // [meta, liver_1.domains.parquet or why there are none (JSON) or [], liver_1.graph.zarr or []]
+    slides // id → [methods: ['cellpose+proseg', 'vendor'], settings: stage → JSON of what it depends on, …]
+
+    main:
+    // A slide without domains, whatever became of them, is published without them.
+    store_ch = ASSEMBLE(
+        parts_ch
+            .join(compared_ch, remainder: true)
+            .filter { _meta, parts, _compared -> parts }
+            .join(domains_ch, remainder: true)
+            .filter { found -> found[1] }
+            .map { found ->
+                def (meta, parts, compared, domains, graph) = found
+                [meta, slides[meta.id].settings.report, parts, compared ?: [], domains ?: [], graph ?: [], slides[meta.id].qc_thresholds]
+            }
+    ).store // [meta, liver_1.zarr, qc.json]
+
+    annotated_ch = DOMAINS_ANNOTATE(
+        tables_ch
+            .join(domains_ch)
+            .map { meta, table, domains, graph -> [meta, slides[meta.id].settings.domains_annotate, table, domains, graph] }
+    ).table // [meta, cells.h5ad, qc.json]
+
+    to_compare_ch = store_ch.branch { meta, _store, _qc ->
+        several: slides[meta.id].methods.size() > 1
+        one: true
+    }
+    comparison_ch = COMPARE(
+        to_compare_ch.several.map { meta, store, _qc ->
+            def slide = slides[meta.id]
+            [meta, slide.settings.compare, store, slide.truth, slide.compare_markers, slide.compare_reference]
+        }
+    ).comparison.mix(to_compare_ch.one.map { meta, _store, _qc -> [meta, []] }) // [meta, comparison.json or []]
+
+    // A comparison that fails leaves the report without it.
+    reports = REPORT(
+        store_ch
+            .join(comparison_ch, remainder: true)
+            .map { meta, store, qc, comparison ->
+                [meta, slides[meta.id].settings.report, store, qc, slides[meta.id].truth, comparison ?: []]
+            }
+    ).report // [meta, qc.json, report.html]
+
+    EXPORT(
+        store_ch
+            .filter { meta, _store, _qc -> slides[meta.id].exports }
+            .map { meta, store, _qc -> [meta, slides[meta.id].settings.export, store] }
+    )
+
+    with_domains_ch = store_ch
+        .join(domains_ch.filter { _meta, _domains, graph -> graph })
+        .map { meta, store, _qc, _domains, _graph -> [meta, store] }
+        .mix(annotated_ch.map { meta, table, _qc -> [meta, table] })
+
+    emit:
+    qcs = reports.map { meta, qc, _report -> [meta, qc] }.mix(annotated_ch.map { meta, _table, qc -> [meta, qc] }) // [meta, qc.json]
+    with_domains = with_domains_ch // [meta, liver_1.zarr or cells.h5ad]
+}
