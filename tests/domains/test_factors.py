@@ -180,23 +180,19 @@ def test_half_a_slide_keeps_its_domains(panels):
 
 
 def test_a_domain_that_a_slide_lacks_is_not_invented_there():
-    tables = cohort(seed=2, slides=4, panels=1, absent={0: [2]})
-    assert not (tables[0].obs["domain_true"] == "domain_2").any()
-    model = Model.train(tables, n_domains=8)
-    model.compute_representations(tables)
-    model.assign_domains(tables, n_domains=8)
-    others = np.concatenate(
-        [table.obs["domain"].astype(str)[table.obs["domain_true"] == "domain_2"] for table in tables]
-    )
-    names, number = np.unique(others, return_counts=True)
-    its = names[number.argmax()]
-    # A domain is also found where others are taken for it: what counts is what the lack of it adds.
-    taken = [
-        float((table.obs["domain"].astype(str)[table.obs["domain_true"] != "domain_2"] == its).mean())
-        for table in tables
-    ]
-    print(f"\nshare of other cells taken for it: where it lacks {taken[0]:.3f}, elsewhere {np.round(taken[1:], 3)}")
-    assert taken[0] <= max(0.02, np.mean(taken[1:]) + 0.02)
+    shares = []
+    for seed in (2, 3, 4):
+        tables = cohort(seed=seed, slides=4, panels=1, absent={0: [2]}, batch_effect=0.25, thin_layers=1, rare_niches=1)
+        true = [table.obs["domain_true"].astype(str) == "domain_2" for table in tables]
+        assert not true[0].any()
+        model = Model.train(tables, n_domains=8)
+        model.compute_representations(tables)
+        model.assign_domains(tables, n_domains=8)
+        there = np.concatenate([table.obs["domain"].astype(str)[its] for table, its in zip(tables, true, strict=True)])
+        names, number = np.unique(there, return_counts=True)
+        shares.append(float((tables[0].obs["domain"].astype(str) == names[number.argmax()]).mean()))
+    print(f"\nshare of a slide's cells in a domain that it lacks: {np.round(shares, 3)}")
+    assert np.mean(shares) <= 0.02
 
 
 def test_two_segmentations_of_a_slide_have_the_same_domains():

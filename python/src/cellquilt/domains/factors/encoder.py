@@ -12,7 +12,7 @@ from cellquilt.core.log import LOG
 from cellquilt.domains.expression import Expression, Panel, Vocabulary, panel_of
 from cellquilt.domains.factors.analysis import panel_weights
 from cellquilt.domains.factors.sensitivity import Scale, States, own_sensitivity
-from cellquilt.domains.factors.smoothing import neighbour_mean, within_borders
+from cellquilt.domains.factors.smoothing import place_mean, within_borders
 from cellquilt.domains.prototypes import Metric, Prototypes
 from cellquilt.domains.slides import IMAGE, SlideCells, Slides
 
@@ -114,7 +114,7 @@ class FactorEncoder:
 
     def smoothed(self, slide: SlideCells, single: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n_cells, size) of the latents of single cells."""
-        return within_borders(slide.graph, neighbour_mean(slide.graph, single), self.sharpness, self.steps)
+        return within_borders(slide.graph, place_mean(slide.graph, single), self.sharpness, self.steps)
 
     def save(self, folder: Path, prototypes: Prototypes) -> Path:
         """Write the model's folder."""

@@ -17,7 +17,7 @@ from cellquilt.domains.expression import Panel, Vocabulary, panel_of, totals
 from cellquilt.domains.factors.analysis import factor_analysis, panel_weights
 from cellquilt.domains.factors.encoder import FactorEncoder, check_kind
 from cellquilt.domains.factors.sensitivity import Scale, States, compared, sums
-from cellquilt.domains.factors.smoothing import neighbour_mean, squared_steps
+from cellquilt.domains.factors.smoothing import place_mean, squared_steps
 from cellquilt.domains.neighbourhoods import Hops, at
 from cellquilt.domains.slides import Slides
 
@@ -33,8 +33,9 @@ _ROUNDS = 5
 _APART = (2, 3)
 #: A direction must explain this much of the variance of single cells by the place; of noise some explain a little.
 _LEAST_SHARED = 0.02
-#: Size of the steps between neighbours within a domain, in medians of all steps, at which a neighbour counts a third.
-_ALIKE = 0.5
+#: Squared step between neighbours, in medians of all, at which one counts a third; and how often means are taken.
+#: Of 27 settings the best on six simulated cohorts together (mean adjusted Rand index 0.54 to 0.62).
+_ALIKE = 1.0
 _STEPS = 4
 _MIN_CELLS = 50
 
@@ -334,7 +335,7 @@ def _sharpness(encoder: FactorEncoder, slides: Slides) -> float:
     steps = []
     for slide in slides:
         single = ((encoder.features(slide) - encoder.centre) @ encoder.directions).astype(np.float32)
-        found = squared_steps(slide.graph, neighbour_mean(slide.graph, single))
+        found = squared_steps(slide.graph, place_mean(slide.graph, single))
         every = max(1, found.size // 20_000)
         steps.append(found[::every])
     middle = float(np.median(np.concatenate(steps))) if steps else 1.0

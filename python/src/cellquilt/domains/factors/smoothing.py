@@ -15,6 +15,11 @@ def neighbour_mean(graph: SpatialGraph, x: NDArray[np.float32]) -> NDArray[np.fl
     return kernel(graph.indptr, graph.indices, x, x, np.float32(0.0))  # type: ignore[no-any-return]
 
 
+def place_mean(graph: SpatialGraph, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n, size) mean over the cells within two edges, the nearer ones counting more."""
+    return neighbour_mean(graph, neighbour_mean(graph, x))
+
+
 def within_borders(graph: SpatialGraph, x: NDArray[np.float32], sharpness: float, steps: int) -> NDArray[np.float32]:
     """(n, size) means over neighbours, again and again, in which those count that are alike.
 
