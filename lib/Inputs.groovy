@@ -572,7 +572,7 @@ class Inputs {
         else if (model) {
             def path = folder.resolve(model).normalize()
             def absent = MODEL_FILES.findAll { name -> !exists(path.resolve(name)) || !Files.isRegularFile(path.resolve(name)) }
-            if (!exists(path) || !Files.isDirectory(path)) {
+            if (!exists(path)) {
                 errors << error('path-not-found', "domains_model not found: ${path}", didYouMeanFile(path))
             }
             else if (absent) {

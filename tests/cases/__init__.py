@@ -13,6 +13,7 @@ def make_case(case: dict[str, Any], folder: Path) -> list[str]:
     """Write a case's files into a folder; the message lines that it must give there."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ["x.tif", "t.csv", *case.get("files", [])]:
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("")
     if "sheet" in case:
         (folder / "sheet.csv").write_bytes(case["sheet"].encode())

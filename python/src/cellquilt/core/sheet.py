@@ -193,7 +193,7 @@ def _impossible_domains(values: Settings, folder: Path) -> Iterator[CellquiltErr
     elif model:
         path = Path(os.path.abspath(folder / model))
         absent = [name for name in _MODEL_FILES if not os.path.isfile(path / name)]
-        if not os.path.isdir(path):
+        if not os.path.exists(path):
             yield CellquiltError("path-not-found", f"domains_model not found: {path}", did_you_mean_file(path))
         elif absent:
             message = f"domains_model is no model: {path} has no {' and no '.join(absent)}"

@@ -218,8 +218,8 @@ class Model:
         slides = self.encoder.prepare(Slides.of_tables(tables, kind))
         with threads_of(threads):
             latents = [self.encoder.encode(slide) for slide in slides]
-        if zero_shot:
-            self.make_prototypes(latents, n_domains=n_domains, seed=seed)
+            if zero_shot:
+                self.make_prototypes(latents, n_domains=n_domains, seed=seed)
         rest = iter(latents)
         for table in tables:
             about: Any = table.uns.get(ABOUT, {})
@@ -438,10 +438,15 @@ def _by_number(name: str) -> tuple[str, int]:
 
 @contextmanager
 def threads_of(number: int) -> Iterator[None]:
-    """Threads of torch, where it is in use, and of our own kernels; set back at the end."""
+    """Threads of torch, where it is in use, of our own kernels and of all other libraries; set back at the end.
+
+    Sums depend on how many there are; and clustering that takes all processors of a busy machine waits for them.
+    """
     import sys
 
     import numba
+    import sklearn.cluster  # noqa: F401  only the libraries that are loaded are limited
+    from threadpoolctl import threadpool_limits
 
     torch = sys.modules.get("torch")
     before = torch.get_num_threads() if torch else 0, numba.get_num_threads()
@@ -450,7 +455,8 @@ def threads_of(number: int) -> Iterator[None]:
         torch.set_num_threads(number)
     numba.set_num_threads(min(number, most))
     try:
-        yield
+        with threadpool_limits(number):
+            yield
     finally:
         if torch:
             torch.set_num_threads(before[0])

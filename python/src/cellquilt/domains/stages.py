@@ -8,8 +8,7 @@ names.
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,16 +209,15 @@ def train_model(
     place = weights or settings["domains_model"]
     start = Model.from_pretrained(place) if place else None
     epochs = settings["domains_max_epochs"]
-    with _threads(settings):
-        model = Model.train(
-            Slides.of_stores(paths),
-            recipe=settings["domains_recipe"],
-            start=start,
-            n_domains=settings["domains_n"],
-            seed=settings["domains_seed"],
-            threads=settings["threads"],
-            **({} if epochs is None else {"max_epochs": epochs}),
-        )
+    model = Model.train(
+        Slides.of_stores(paths),
+        recipe=settings["domains_recipe"],
+        start=start,
+        n_domains=settings["domains_n"],
+        seed=settings["domains_seed"],
+        threads=settings["threads"],
+        **({} if epochs is None else {"max_epochs": epochs}),
+    )
     with atomic_path(output, overwrite=overwrite) as aside:
         model.save_pretrained(aside)
     return output
@@ -229,17 +227,6 @@ def _name_of(graph: Path) -> str:
     """The name of a slide that was prepared, without reading it."""
     known = zarr_json.read_attributes(graph).get("cellquilt") if zarr_json.is_group(graph) else None
     return str(known["sample"]) if known else read_slide(graph).name
-
-
-@contextmanager
-def _threads(settings: Settings) -> Iterator[None]:
-    """Threads of all numerical libraries: sums depend on how many there are."""
-    from threadpoolctl import threadpool_limits
-
-    from cellquilt.domains.model import threads_of
-
-    with threadpool_limits(settings["threads"]), threads_of(settings["threads"]):
-        yield
 
 
 def embed_slide(
@@ -275,10 +262,12 @@ def embed_slide(
     CellquiltError
         ``graph-store-invalid``, ``model-missing``, ``model-not-shipped``, ``genes-unknown``, ``kinds-differ``.
     """
+    from cellquilt.domains.model import threads_of
+
     refuse_existing(output, overwrite)
     model, about = _model(settings, weights)
     slide = read_slide(graph)
-    with _threads(settings):
+    with threads_of(settings["threads"]):
         latents = model.encoder.encode(slide)
     found = CellDomains(slide.name, np.asarray(slide.cells, dtype=object), latents, about={"model": about})
     without = int((~np.isfinite(latents).all(axis=1)).sum())
@@ -330,6 +319,8 @@ def assign_domains(
         ``latents-invalid``, ``latents-of-another-model``, ``slide-twice``, ``too-few-cells``,
         ``n-domains-impossible``.
     """
+    from cellquilt.domains.model import threads_of
+
     refuse_existing(output, overwrite)
     files = LatentFiles(latents)
     model, of = _model(settings, weights)
@@ -338,7 +329,7 @@ def assign_domains(
             raise CellquiltError(
                 "latents-of-another-model", f"{path.name} is of another model", "embed all slides with one model"
             )
-    with _threads(settings):
+    with threads_of(settings["threads"]):
         if settings["domains"] == "zeroshot" or not len(model.prototypes):
             model.make_prototypes(files, n_domains=settings["domains_n"], seed=settings["domains_seed"])
         used = np.unique(np.concatenate([np.unique(model.leaves(part)) for part in files]))
