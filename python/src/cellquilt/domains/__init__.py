@@ -5,7 +5,8 @@ Published models need torch (``cellquilt[domains]``); it is imported when one is
 
 from cellquilt.domains import analysis, metrics, plots
 from cellquilt.domains.correction import batch_effect_correction
+from cellquilt.domains.datasets import load_dataset
 from cellquilt.domains.model import Model
 from cellquilt.domains.tables import spatial_neighbors
 
-__all__ = ["Model", "analysis", "batch_effect_correction", "metrics", "plots", "spatial_neighbors"]
+__all__ = ["Model", "analysis", "batch_effect_correction", "load_dataset", "metrics", "plots", "spatial_neighbors"]

@@ -12,6 +12,7 @@ from cellquilt.core.errors import CellquiltError
 from cellquilt.domains.checkpoint import needs_torch, read_checkpoint
 from cellquilt.domains.expression import Vocabulary
 from cellquilt.domains.hierarchy import Hierarchy, communities
+from cellquilt.domains.hub import model_folder
 from cellquilt.domains.prototypes import Metric, Prototypes
 from cellquilt.domains.slides import SlideCells, Slides
 from cellquilt.domains.stability import Bootstraps, Levels, domain_probabilities, stable_levels
@@ -82,15 +83,24 @@ class Model:
         self.encoder, self._prototypes = encoder, prototypes
 
     @classmethod
-    def from_pretrained(cls, path: Path | str) -> "Model":
-        """Load a model from its folder: ours, or one saved by novae.
+    def from_pretrained(cls, path: Path | str, *, revision: str | None = None) -> "Model":
+        """Load a model: ours, or one saved by novae.
+
+        Parameters
+        ----------
+        path
+            Its folder; ``default``, the model that comes with the package; or ``owner/name`` on a model hub, which
+            needs the package huggingface_hub.
+        revision
+            Branch, tag or commit on the hub.
 
         Raises
         ------
         CellquiltError
-            ``model-missing``, ``model-invalid``.
+            ``model-missing``, ``model-invalid``, and from a hub ``package-missing``, ``hub-unreachable``,
+            ``hub-file-missing``; ``revision-unused``.
         """
-        return cls(*read_checkpoint(Path(path)))
+        return cls(*read_checkpoint(model_folder(path, revision)))
 
     @classmethod
     def train(
