@@ -13,6 +13,7 @@ help: ## List the targets
 setup: ## Make the environments and find Nextflow (STAGES="core cellpose4" for some)
 	@scripts/setup.sh $(STAGES)
 
+demo: STAGES = core cellpose3 domains nextflow
 demo: setup ## Run the pipeline on the demo input and show what came out
 	@scripts/demo.sh
 

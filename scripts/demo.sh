@@ -8,7 +8,7 @@ cd "$root/demo-results" # Nextflow keeps the history that -resume needs where it
 
 "$cellquilt" demo input input >/dev/null
 start=$SECONDS
-"$root/scripts/nextflow" run "$root/main.nf" --input input/sheet.csv --outdir results -resume "$@"
+"$root/scripts/nextflow" run "$root/main.nf" --input input/sheet.csv --outdir results --domains train --domains_n 4 -resume "$@"
 seconds=$((SECONDS - start))
 cd "$root"
 "$cellquilt" demo show demo-results/results

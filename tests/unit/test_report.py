@@ -490,6 +490,21 @@ def test_summary(outdir):
     assert "lost failed" in lines
 
 
+def test_domains_in_the_tables(outdir, tmp_path):
+    qc = json.loads((outdir / "s1" / "qc.json").read_text())
+    for name, more in {
+        "with": {"n_domains": 4},
+        "without": {"domains_missing": {"stage": "DOMAINS_PREPARE", "message": "there are no genes", "hint": "h"}},
+        "table": {"verdict": None, "n_transcripts": None, "share_assigned": None, "n_domains": 3},
+    }.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({**qc, **more, "sample": name}))
+    samples_table(sorted(tmp_path.glob("*.json")), "with,without,table", tmp_path / "samples.tsv")
+    lines = summary_table(tmp_path).splitlines()
+    assert lines[0].split()[-1] == "domains"
+    assert [line.split()[-1] for line in lines[2:5]] == ["4", "–", "3"]
+    assert "without: domains missing: there are no genes" in lines
+
+
 def test_summary_names_the_cause_of_a_failure(tmp_path):
     samples_table([], "a", tmp_path / "samples.tsv")
     table = tmp_path / "samples.tsv"

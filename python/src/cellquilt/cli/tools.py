@@ -56,7 +56,7 @@ def demo() -> None:
 @demo.command("input")
 @click.argument("output", type=_PATH)
 def demo_input(output: Path) -> None:
-    """Make the demo's input: a real micrograph of nuclei, a simulated slide, and the sheet. Keeps what is there."""
+    """Make the demo's input: a real micrograph of nuclei, two simulated slides, and the sheet. Keeps what is there."""
     from cellquilt.simulate.demo import make_demo_input
 
     click.echo(make_demo_input(output))

@@ -10,6 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from cellquilt.core.log import LOG
 from cellquilt.core.privacy import scrub
 from cellquilt.core.record import Record
 from cellquilt.core.settings import Settings
-from cellquilt.core.store import Store
+from cellquilt.core.store import Store, consolidate
 from cellquilt.domains.analysis.files import read_tables
 from cellquilt.domains.checkpoint import checksum, shipped_model
 from cellquilt.domains.results import (
@@ -50,6 +51,8 @@ DOMAINS_FILE = ".domains.parquet"
 #: Of images alone, channels from which on they tell cells apart.
 _LEAST_CHANNELS = 10
 _LEAST_CELLS = 3
+#: Packages whose version may change the domains.
+_NUMERICAL = ("numba", "numpy", "scikit-learn", "scipy")
 #: What a slide of the pipeline may lack, without a mistake of anybody's.
 _NOTHING_THERE = ("too-few-cells", "genes-missing")
 
@@ -375,7 +378,6 @@ def _about(model: "Model", settings: Settings, level: int | None, used: NDArray[
     """How domains were found, as plain data without paths."""
     return scrub(
         {
-            "version": __version__,
             "mode": settings["domains"],
             "recipe": model.encoder.recipe,
             "level_asked": settings["domains_level"],
@@ -385,6 +387,7 @@ def _about(model: "Model", settings: Settings, level: int | None, used: NDArray[
             "n_prototypes": len(model.prototypes),
             "n_prototypes_used": int((used >= 0).sum()),
             "parameters": settings.of_stage("domains_assign"),
+            "versions": {"cellquilt": __version__, **{name: version(name) for name in _NUMERICAL}},
         }
     )
 
@@ -430,8 +433,6 @@ def annotate_table(
     CellquiltError
         ``domains-mismatch`` if the domains are of other cells.
     """
-    from cellquilt.core.store import consolidate
-
     table, output = Path(table), Path(output)
     refuse_existing(output, overwrite)
     found = read_cells(domains)
@@ -443,18 +444,15 @@ def annotate_table(
             with h5py.File(aside, "r+") as file:
                 _annotate(file, found, graph, sample, metadata or {})
             return output
-        import zarr
-
         shutil.copytree(table, aside)
         inside = aside / "tables" / _table_name(table)
-        group = inside if inside.is_dir() else aside
-        _annotate(zarr.open_group(group, mode="r+", use_consolidated=False), found, graph, sample, metadata or {})
-        for folder in dict.fromkeys((group, aside)):
-            consolidate(folder)
+        _annotate_zarr(inside if inside.is_dir() else aside, found, graph, sample, metadata or {})
+        if inside.is_dir():
+            consolidate(aside)
     return output
 
 
-def add_to_table(store: Store, delta: Store, *, domains: Path, graph: Path | None = None) -> dict[str, Any]:
+def add_to_table(store: Store, delta: Store, *, domains: Path, graph: Path | None = None) -> None:
     """Add domains to a slide's ``table``: the table of a store that is being made.
 
     Parameters
@@ -466,30 +464,37 @@ def add_to_table(store: Store, delta: Store, *, domains: Path, graph: Path | Non
     domains, graph
         See `annotate_table`.
 
-    Returns
-    -------
-    dict
-        ``n_domains``, ``n_cells_with_domain``, and how they were made.
+    Notes
+    -----
+    The record says how many domains and cells with one there are, and how they were found.
     """
-    import zarr
-
-    from cellquilt.core.store import consolidate
-
     found = read_cells(domains)
     element = delta.new_element("tables", "table")
     shutil.copytree(store.element("tables", "table"), element)
-    _annotate(zarr.open_group(element, mode="r+", use_consolidated=False), found, graph, None, {})
-    consolidate(element)
+    _annotate_zarr(element, found, graph)
     if graph is not None:
         for made in Store(graph).records:
             delta.add_record(made)
     about = dict(found.about or {})
     record = Record("domains", store.name, about.pop("parameters", {}))
     assert found.domain is not None
+    used = about.pop("versions", {})
     record.facts |= {**about, "n_domains": len(found.counts), "n_cells_with_domain": int((found.domain >= 0).sum())}
     record.facts["checksums"] = {"domains_model": about.get("model_sha256", "")}
-    delta.add_record(record.finish())
-    return record.facts
+    delta.add_record({**record.finish(), "versions": used})
+
+
+def _annotate_zarr(
+    folder: Path,
+    found: CellDomains,
+    graph: Path | None,
+    sample: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    import zarr
+
+    _annotate(zarr.open_group(folder, mode="r+", use_consolidated=False), found, graph, sample, metadata or {})
+    consolidate(folder)
 
 
 def _annotate(

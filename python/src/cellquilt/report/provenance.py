@@ -16,6 +16,8 @@ _VERBS = {
     "--output {sample}.patches.zarr",
     "resolve": "resolve {sample}.raw.zarr bundles/*.cells.parquet --output {sample}.cells.zarr",
     "aggregate": "aggregate {sample}.raw.zarr --cells {sample}.cells.zarr --output {sample}.table.zarr",
+    "domains_prepare": "domains prepare {sample}.table.zarr --sample {sample} --output {sample}.graph.zarr",
+    "domains": "domains assign *.latents.parquet --weights model --output domains",
 }
 
 

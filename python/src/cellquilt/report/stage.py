@@ -81,7 +81,7 @@ def _with_domains(
         added = Path(folder) / "domains.zarr"
         with new_store(added, sample=view.sample) as delta:
             if domains.suffix == ".json":
-                record = Record("domains", view.sample)
+                record = Record("domains_prepare", view.sample)
                 record.facts["domains_missing"] = json.loads(domains.read_text(encoding="utf-8"))
                 delta.add_record(record.finish())
             else:

@@ -25,7 +25,8 @@ def summary_table(outdir: Path | str) -> str:
     -------
     str
         Lines of text: sample, cells, transcripts, share of transcripts in cells, verdict, seconds of all tasks, and for
-        slides with a known truth F1 of nuclei and cells at IoU 0.5. A failed sample shows its stage and cause.
+        slides with a known truth F1 of nuclei and cells at IoU 0.5; of a cohort the number of spatial domains. A failed
+        sample, or one that lacks something, shows its stage and cause.
 
     Raises
     ------
@@ -43,12 +44,15 @@ def summary_table(outdir: Path | str) -> str:
     with_truth = any(accuracy.values())
     if with_truth:
         header += ["F1 nuclei", "F1 cells"]
+    with_domains = any(row.get("n_domains") for row in rows)
+    if with_domains:
+        header.append("domains")
     lines = [header]
     notes: list[str] = []
     for row in rows:
         name = row["sample"]
         if row["status"] != "done":
-            lines.append([name, "–", "–", "–", "failed", "–", *(["–", "–"] if with_truth else [])])
+            lines.append([name, "–", "–", "–", "failed", *["–"] * (len(header) - 5)])
             cause = ": ".join(part for part in (row.get("stage"), row.get("cause")) if part)
             notes.append(f"{name} failed{cause and ' in ' + cause}")
             continue
@@ -56,10 +60,17 @@ def summary_table(outdir: Path | str) -> str:
         line += [row["verdict"], _time(row["seconds"])]
         if with_truth:
             line += [_f1(accuracy[name], "nuclei"), _f1(accuracy[name], "cells")]
+        if with_domains:
+            line.append(row.get("n_domains") or "–")
         lines.append(line)
+        if row.get("cause"):
+            notes.append(f"{name}: {row['cause']}")
         report = folder / name / "report.html"
         if report.is_file():
             notes.append(f"report of {name}: {report}")
+    cohort = folder / "cohort" / "report.html"
+    if cohort.is_file():
+        notes.append(f"report of the cohort's domains: {cohort}")
     return "\n".join([*_aligned(lines), "", *notes, f"all results: {folder}"])
 
 

@@ -1,4 +1,4 @@
-"""The demo's input: a real micrograph of nuclei and a simulated slide, with a sheet."""
+"""The demo's input: a real micrograph of nuclei and two simulated slides of different gene panels, with a sheet."""
 
 import csv
 from pathlib import Path
@@ -10,7 +10,7 @@ from cellquilt.core.errors import CellquiltError
 
 #: The micrograph comes without a pixel size. Its nuclei are about 110 pixels wide, which is about 14 µm in life.
 MICROGRAPH_PIXEL_UM = 0.125
-_SLIDE_PX = 2048
+_SLIDE_PX = 1536
 
 
 def micrograph() -> np.ndarray:
@@ -43,7 +43,7 @@ def make_demo_input(output: Path, *, seed: int = 0) -> Path:
     output
         Folder to make.
     seed
-        Seed of the simulated slide.
+        Seed of the simulated slides.
 
     Returns
     -------
@@ -73,21 +73,13 @@ def make_demo_input(output: Path, *, seed: int = 0) -> Path:
                 "PhysicalSizeYUnit": "µm",
             },
         )
-        simulate(aside / "simulated", width_px=_SLIDE_PX, seed=seed)
-        slide = next(path for path in sorted((aside / "simulated").iterdir()) if path.is_dir())
+        simulate(aside / "simulated", width_px=_SLIDE_PX, slides=2, panels=2, seed=seed, name="simulated")
         with (aside / "sheet.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["sample", "technology", "path", "transcripts", "truth", "origin"])
             writer.writerow(["micrograph", "ome_tif", "nuclei.ome.tif", "", "", "real"])
-            inside = Path("simulated") / slide.name
-            writer.writerow(
-                [
-                    "simulated",
-                    "ome_tif",
-                    inside / "image.ome.tif",
-                    inside / "transcripts.parquet",
-                    inside / "truth",
-                    "simulated",
-                ]
-            )
+            for slide in ("simulated_0", "simulated_1"):
+                inside = Path("simulated") / slide
+                files = [inside / name for name in ("image.ome.tif", "transcripts.parquet", "truth")]
+                writer.writerow([slide, "ome_tif", *files, "simulated"])
     return sheet
