@@ -94,6 +94,7 @@ COHORTS = {
         Cohort("hard", "preset hard, 3 panels × 2 slides", "counts", 8,
                simulated(preset="hard", panels=3, panel_overlap=0.6, seed=103)),
         Cohort("toy", "novae.toy_dataset, 3 panels", "counts", 4, toy),
+        Cohort("toy_2", "novae.toy_dataset, drawn again", "counts", 4, lambda: toy(201)),
     )
 }  # fmt: skip
 
