@@ -21,6 +21,7 @@ class Inputs {
     /** A metadata column this similar to a parameter's name is probably meant to be one. */
     private static final double NEARLY = 0.85
     private static final String SHIPPED_MODEL = 'nuclei'
+    private static final String SHIPPED_DOMAINS = 'default'
     /** Method → the parameter with its model: a file or folder, or a name that the method itself knows. */
     private static final Map<String, String> MODELS = [cellpose: 'cellpose_model', stardist: 'stardist_model_type']
     /** Technology of a cell table → what its path ends in. */
@@ -122,7 +123,7 @@ class Inputs {
             def own = values + brought(row.overrides.preset ?: values.preset) + row.overrides
             def weights = { method -> weights(method, row, values, launchDir as Path, sheetFolder, errors) }
             def files = properties.findAll { _name, property -> property.format in ['file-path', 'directory-path'] }.collectEntries { name, property ->
-                def given = property.format == 'directory-path' ? own[name] : namesFile(property, own[name])
+                def given = property.format == 'directory-path' ? own[name] && own[name] != SHIPPED_DOMAINS : namesFile(property, own[name])
                 [name, given ? (name in row.overrides ? sheetFolder : launchDir as Path).resolve(own[name]).normalize() : []]
             }
             if (row.technology in schema.items.properties.technology.tables) notOfTable(row, own, errors)
@@ -564,12 +565,12 @@ class Inputs {
         def (mode, model) = [values.domains, values.domains_model]
         if (mode == 'none') return
         if (mode == 'finetune' && !model) {
-            errors << error('domains-model', 'domains is finetune, and domains_model names no model', "name a model's folder, or set domains to train")
+            errors << error('domains-model', 'domains is finetune, and domains_model names no model', "name a model's folder, or ${SHIPPED_DOMAINS} for the shipped one")
         }
         else if (mode == 'train' && model) {
             errors << error('domains-model', 'domains is train, which starts without domains_model', 'set domains to finetune to go on from the model, or leave it out')
         }
-        else if (model) {
+        else if (model && model != SHIPPED_DOMAINS) {
             def path = folder.resolve(model).normalize()
             def absent = MODEL_FILES.findAll { name -> !exists(path.resolve(name)) || !Files.isRegularFile(path.resolve(name)) }
             if (!exists(path)) {

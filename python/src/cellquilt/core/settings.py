@@ -29,6 +29,8 @@ TRANSCRIPT_METHODS = ("baysor", "proseg")
 #: How spatial domains are found: not at all, by a model as it is, by one made of the cohort, or by one that goes on
 #: from another.
 DOMAINS = ("none", "zeroshot", "train", "finetune")
+#: Name of the model of domains that comes with the package.
+SHIPPED_DOMAINS = "default"
 #: Programs that cells are written for.
 EXPORTS = ("xeniumranger", "vpt", "qupath")
 #: What ``segmentation`` may be: one method, or one whose cells are the prior of a method for transcripts.
@@ -886,7 +888,7 @@ SETTINGS: tuple[Setting, ...] = (
         "domains",
         "str",
         None,
-        "Folder of a model to use or to go on from, ours or one saved by novae; default: the shipped one.",
+        "Folder of a model to use or to go on from, ours or one saved by novae; `default` is the shipped one.",
         keyword="model",
         per_sample=False,
         is_folder=True,

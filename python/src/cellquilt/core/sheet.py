@@ -19,6 +19,7 @@ from cellquilt.core.schema import SHEET_COLUMNS, SHEET_FILES
 from cellquilt.core.settings import (
     ALIASES,
     BY_NAME,
+    SHIPPED_DOMAINS,
     TABLES,
     TECHNOLOGIES,
     TRANSCRIPT_METHODS,
@@ -185,12 +186,12 @@ def _impossible_domains(values: Settings, folder: Path) -> Iterator[CellquiltErr
     if mode == "none":
         return
     if mode == "finetune" and not model:
-        hint = "name a model's folder, or set domains to train"
+        hint = f"name a model's folder, or {SHIPPED_DOMAINS} for the shipped one"
         yield CellquiltError("domains-model", "domains is finetune, and domains_model names no model", hint)
     elif mode == "train" and model:
         hint = "set domains to finetune to go on from the model, or leave it out"
         yield CellquiltError("domains-model", "domains is train, which starts without domains_model", hint)
-    elif model:
+    elif model and model != SHIPPED_DOMAINS:
         path = Path(os.path.abspath(folder / model))
         absent = [name for name in _MODEL_FILES if not os.path.isfile(path / name)]
         if not os.path.exists(path):

@@ -9,10 +9,9 @@ from typing import Literal
 
 from cellquilt.core.errors import CellquiltError, did_you_mean_file
 from cellquilt.core.log import LOG
+from cellquilt.core.settings import SHIPPED_DOMAINS as SHIPPED
 from cellquilt.domains.checkpoint import CONFIG, WEIGHTS, shipped_model
 
-#: The name of the model that comes with the package.
-SHIPPED = "default"
 _ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 

@@ -24,10 +24,11 @@ from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import LOG
 from cellquilt.core.privacy import scrub
 from cellquilt.core.record import Record
-from cellquilt.core.settings import Settings
+from cellquilt.core.settings import SHIPPED_DOMAINS, Settings
 from cellquilt.core.store import Store, consolidate
 from cellquilt.domains.analysis.files import read_tables
-from cellquilt.domains.checkpoint import checksum, shipped_model
+from cellquilt.domains.checkpoint import checksum
+from cellquilt.domains.hub import model_folder
 from cellquilt.domains.results import (
     DOMAIN,
     LATENT,
@@ -166,7 +167,7 @@ def _measured(table: "AnnData", kind: str) -> tuple[Any, list[str], str | None]:
     if n < _LEAST_CHANNELS:
         raise CellquiltError(
             "genes-missing",
-            f"there are no genes, and {n} channels of an image are too few to tell cells apart",
+            f"there are no genes, and too few channels of an image ({n}) to tell cells apart",
             f"domains need transcripts, or {_LEAST_CHANNELS} channels",
         )
     return np.asarray(channels, dtype=np.float32), list(map(str, channels.columns)), asked or "protein"
@@ -282,7 +283,7 @@ def _model(settings: Settings, weights: Path | None) -> "tuple[Model, str]":
     """The model to use, and its checksum."""
     from cellquilt.domains.model import Model
 
-    folder = Path(weights or settings["domains_model"] or shipped_model())
+    folder = model_folder(weights or settings["domains_model"] or SHIPPED_DOMAINS)
     return Model.from_pretrained(folder), checksum(folder)
 
 
