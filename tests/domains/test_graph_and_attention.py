@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cellquilt.domains.neighbourhoods import at, make_batch, within
-from cellquilt.domains.published.attention import GraphAttention, own_lengths
+from cellquilt.domains.published.attention import GraphAttention, interleaved, own_lengths
 from cellquilt.geometry.neighbours import SpatialGraph, neighbour_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -126,7 +126,8 @@ def test_attention_and_its_gradient_are_those_of_whole_matrices(heads):
             out = reference(*own_parts, heads, batch, length, own)
         else:
             arrays = (batch.ptr, batch.indptr, batch.indices, length, own)
-            out = GraphAttention.apply(*own_parts, heads, *arrays)
+            order = torch.from_numpy(interleaved(heads, 8))
+            out = GraphAttention.apply(*[part[..., order] for part in own_parts], heads, *arrays)
         (out * target).sum().backward()
         found.append([out.detach(), *[part.grad for part in own_parts]])
     for ours, exact in zip(*found, strict=True):
@@ -140,7 +141,9 @@ def test_a_node_alone_looks_at_itself():
     assert (batch.ptr.tolist(), batch.cells.tolist(), batch.indices.size) == ([0, 1], [1], 0)
     own = own_lengths(batch.indptr, batch.distance_um)
     left = torch.randn(1, 8)
+    order = torch.from_numpy(interleaved(2, 4))
+    seen, ones = left[:, order], torch.ones(8)
     out = GraphAttention.apply(
-        left, left, torch.ones(8), torch.ones(8), 2, batch.ptr, batch.indptr, batch.indices, batch.distance_um, own
+        seen, seen, ones, ones, 2, batch.ptr, batch.indptr, batch.indices, batch.distance_um, own
     )
     assert torch.equal(out, left)

@@ -119,7 +119,7 @@ class PublishedEncoder:
         right = torch.empty_like(left)
         for start in range(0, len(graph), _CELLS_AT_ONCE):
             block = slice(start, start + _CELLS_AT_ONCE)
-            left[block], right[block] = first.lin_l(embedded[block]), first.lin_r(embedded[block])
+            left[block], right[block] = first.sides(embedded[block])
         for start in progress(range(0, valid.size, _BATCH), f"{slide.name}: latents"):
             cells = valid[start : start + _BATCH]
             batch = make_batch(graph, near, cells)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cellquilt.domains.neighbourhoods import Batch
-from cellquilt.domains.published.attention import GraphAttention, attention_by_torch, own_lengths
+from cellquilt.domains.published.attention import GraphAttention, attention_by_torch, interleaved, own_lengths
 
 #: Lengths of edges are given in units of this: about the distance of two cells.
 CELL_DISTANCE_UM = 20.0
@@ -86,6 +86,7 @@ class AttentionLayer(nn.Module):
         self.lin_r = nn.Linear(inputs, heads * size)
         self.lin_edge = nn.Linear(1, heads * size, bias=False)
         self.att = nn.Parameter(torch.empty(1, heads, size))
+        self.order = torch.from_numpy(interleaved(heads, size))
         self.bias = nn.Parameter(torch.zeros(heads * size if concat else size))
         for part in (self.lin_l, self.lin_r, self.lin_edge):
             nn.init.xavier_uniform_(part.weight)
@@ -93,9 +94,16 @@ class AttentionLayer(nn.Module):
                 nn.init.zeros_(part.bias)
         nn.init.xavier_uniform_(self.att)
 
+    def sides(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two projections of nodes (n, inputs), each (n, heads × size), with the heads innermost."""
+        left, right = self.lin_l, self.lin_r
+        return F.linear(x, left.weight[self.order], left.bias[self.order]), F.linear(
+            x, right.weight[self.order], right.bias[self.order]
+        )
+
     def attend(self, left: Tensor, right: Tensor, graph: "Edges") -> Tensor:
         """(n, heads × size or size) from the two projections of the nodes."""
-        learned = self.lin_edge.weight[:, 0], self.att.reshape(-1)
+        learned = self.lin_edge.weight[self.order, 0], self.att.reshape(-1)[self.order]
         if left.device.type == "cpu":
             out = GraphAttention.apply(left, right, *learned, self.heads, *graph.arrays)
         else:
@@ -106,7 +114,7 @@ class AttentionLayer(nn.Module):
 
     def forward(self, x: Tensor, graph: "Edges") -> Tensor:
         """(n, heads × size or size) of nodes (n, inputs)."""
-        return self.attend(self.lin_l(x), self.lin_r(x), graph)
+        return self.attend(*self.sides(x), graph)
 
 
 @dataclass(frozen=True)

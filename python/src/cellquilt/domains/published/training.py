@@ -16,6 +16,7 @@ from torch import Tensor
 from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError, did_you_mean
 from cellquilt.core.log import LOG, progress
+from cellquilt.domains.devices import device_of
 from cellquilt.domains.expression import Expression, Vocabulary
 from cellquilt.domains.neighbourhoods import Hops, at, make_batch, within
 from cellquilt.domains.prototypes import Prototypes
@@ -44,8 +45,8 @@ _CONVERGED_ENTROPY = 0.75
 class TrainingOptions:
     """How the published recipe trains; the defaults are those of the article and of novae 1.1.2, where they agree.
 
-    They do not about what is added to a gene in a view: 0.125 on average in the article, 1.25 in novae 1.1.2. Expression
-    has the deviation 1, so that 1.25 drowns it: with it the loss stays at chance (see docs/domains.md).
+    They do not about what is added to a gene in a view: 0.125 on average in the article, 1.25 in novae 1.1.2. As
+    expression has the deviation 1, 1.25 drowns it: with it the loss stays at chance (see docs/domains.md).
 
     Attributes
     ----------
@@ -231,7 +232,7 @@ class _Training:
         self, encoder: PublishedEncoder, slides: Slides, options: TrainingOptions, seed: int, rank: int = 0
     ) -> None:
         self.encoder, self.slides, self.options, self.seed, self.rank = encoder, slides, options, seed, rank
-        self.device = _device(options.device, rank)
+        self.device = device_of(options.device, rank)
         self.network = encoder.network.to(self.device).train()
         self.pretrained = bool(encoder.config.get("fine_tuned"))
         self.queue = (
@@ -326,7 +327,7 @@ class _Training:
         embedded = self.network.cell_embedder(x, torch.from_numpy(views.expression.genes[genes]).to(self.device))
         first = self.network.encoder.first
         image = None if views.image is None else torch.from_numpy(views.image[cells]).to(self.device)
-        return self.network.encoder(first.lin_l(embedded), first.lin_r(embedded), batch, image)  # type: ignore[no-any-return]
+        return self.network.encoder(*first.sides(embedded), batch, image)  # type: ignore[no-any-return]
 
     def _batches(self, number: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Slides and cells of an epoch's batches; slides on disk some at a time."""
@@ -425,17 +426,6 @@ class _Training:
             self.queue.seen = state["queue"]
         self.history = state["history"]
         LOG.info("going on after epoch %d of %s", len(self.history), path)
-
-
-def _device(name: str, rank: int) -> torch.device:
-    if name == "auto":
-        name = f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise CellquiltError("device-missing", f'device "{name}" cannot be used: {error}', "cpu or auto") from None
-    return device
 
 
 def _schedule(optimizer: torch.optim.Optimizer, options: TrainingOptions) -> torch.optim.lr_scheduler.LambdaLR:
