@@ -62,7 +62,7 @@ def spatial_neighbors(
         if value is not None and not value > 0:
             raise CellquiltError("radius-invalid", f"{what} is {value}; a length above 0 was expected")
     for table in tables_of(adata):
-        xy = _coordinates(table) * scale_to_um
+        xy = coordinates_of(table) * scale_to_um
         graphs = []
         for slide in slides_of(table, slide_key):
             graph = neighbour_graph(xy[slide.rows], mode=mode, radius_um=radius, n_neighbours=n_neighbours)
@@ -119,7 +119,14 @@ def graph_of(table: "AnnData", rows: NDArray[np.int64]) -> SpatialGraph:
     return SpatialGraph.from_csr(matrix if rows.size == table.n_obs else matrix[rows][:, rows])
 
 
-def _coordinates(table: "AnnData") -> NDArray[np.float64]:
+def coordinates_of(table: "AnnData") -> NDArray[np.float64]:
+    """(n_cells, 2) centres of a table's cells, in its own unit.
+
+    Raises
+    ------
+    CellquiltError
+        ``coordinates-missing``, ``coordinates-invalid``.
+    """
     if "spatial" not in table.obsm:
         raise CellquiltError(
             "coordinates-missing", 'obsm has no "spatial"', "give the cells' centres there, (n_cells, 2) in µm"
