@@ -360,9 +360,8 @@ class Model:
         latents = [_latents(table) for table in tables]
         if any(domain_key not in table.obs for table in tables):
             raise CellquiltError("latents-missing", f'obs has no "{domain_key}"', "run assign_domains on the tables")
-        names = sorted(
-            {name for table in tables for name in table.obs[domain_key].dropna().astype(str)}, key=_by_number
-        )
+        columns: list[Any] = [table.obs[domain_key] for table in tables]
+        names = sorted({str(name) for column in columns for name in column.dropna().unique()}, key=_by_number)
         codes = [pd.Categorical(table.obs[domain_key].astype("object"), names).codes for table in tables]
         domain = np.full(len(self.prototypes), -1, dtype=np.int64)
         for table, code in zip(tables, codes, strict=True):

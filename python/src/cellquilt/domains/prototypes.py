@@ -124,7 +124,7 @@ def _grouped_centres(
     latents: NDArray[np.float32], n: int, seed: int, n_groups: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Centres of groups of cells, the number of each in proportion to its cells; and their groups."""
-    _, group = _centres(latents, n_groups, seed, tries=10)
+    _, group = _centres(latents, n_groups, seed, tries=30)
     cells = np.bincount(group, minlength=n_groups)
     each = np.clip(np.round(n * cells / len(latents)).astype(int), 1, np.maximum(cells, 1))
     while each.sum() != n:  # rounded up or down too often: the largest groups make up for it

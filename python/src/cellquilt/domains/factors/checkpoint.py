@@ -26,7 +26,8 @@ def write_factors(encoder: FactorEncoder, prototypes: Prototypes, folder: Path) 
         "mean": encoder.scale.mean,
         "std": encoder.scale.std,
         "state_centres": encoder.states.centres,
-        "state_profiles": encoder.states.profiles,
+        "state_rates": encoder.states.rates,
+        "state_means": encoder.states.means,
         "loadings": encoder.loadings,
         "own": encoder.own,
         "centre": encoder.centre,
@@ -82,7 +83,7 @@ def read_factors(folder: Path, config: dict[str, Any]) -> tuple[FactorEncoder, P
     encoder = FactorEncoder(
         vocabulary=Vocabulary(names),
         scale=Scale(config["kind"], config["target"], part["rate"], part["cofactor"], part["mean"], part["std"]),
-        states=States(part["state_centres"], part["state_profiles"]),
+        states=States(part["state_centres"], part["state_rates"], part["state_means"]),
         loadings=part["loadings"],
         own=part["own"],
         centre=part["centre"],
@@ -101,8 +102,8 @@ def read_factors(folder: Path, config: dict[str, Any]) -> tuple[FactorEncoder, P
 
 def _check(folder: Path, found: dict[str, NDArray[Any]], n_genes: int) -> None:
     genes = ("rate", "cofactor", "mean", "std", "own")
-    names = (*genes, "state_centres", "state_profiles", "loadings", "centre", "directions", "image_mean", "image_std",
-             "prototypes", "prototype_cells", "prototype_groups")  # fmt: skip
+    names = (*genes, "state_centres", "state_rates", "state_means", "loadings", "centre", "directions", "image_mean",
+             "image_std", "prototypes", "prototype_cells", "prototype_groups")  # fmt: skip
     wrong = [f"no array {name}" for name in names if name not in found]
     if not wrong:
         n_factors, n_image = found["loadings"].shape[-1], found["image_mean"].size
@@ -110,7 +111,7 @@ def _check(folder: Path, found: dict[str, NDArray[Any]], n_genes: int) -> None:
         n = found["prototypes"].shape[0]
         expected = dict.fromkeys(genes, (n_genes,)) | {
             "loadings": (n_genes, n_factors), "state_centres": (n_states, n_factors),
-            "state_profiles": (n_states, n_genes), "centre": (n_factors + n_image,),
+            "state_rates": (n_states, n_genes), "state_means": (n_states, n_genes), "centre": (n_factors + n_image,),
             "directions": (n_factors + n_image, size), "image_std": (n_image,), "prototypes": (n, size),
         } | {name: (n,) for name in ("prototype_cells", "prototype_groups") if found[name].size}  # fmt: skip
         wrong = [

@@ -89,10 +89,11 @@ class FactorEncoder:
         every = max(1, -(-len(slide) // _SAMPLE))
         own = own_sensitivity(slide.matrix[::every], panel, self.scale, self.states, self._weights(panel))
         if self.scale.kind == "counts":
-            most = int(np.abs(np.log(own)).argmax())
+            changed = np.abs(np.log(own.factor))
+            most = int(changed.argmax())
             LOG.info(
                 "%s: genes are seen up to %.1f times as often as in the cohort (%s %.2f)",
-                slide.name, np.exp(np.abs(np.log(own)).max()), slide.genes[panel.columns[most]], own[most],
+                slide.name, np.exp(changed[most]), slide.genes[panel.columns[most]], own.factor[most],
             )  # fmt: skip
         return self.scale.expression(slide.matrix, panel, own)
 

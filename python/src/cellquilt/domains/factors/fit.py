@@ -16,7 +16,7 @@ from cellquilt.core.log import LOG
 from cellquilt.domains.expression import Panel, Vocabulary, panel_of, totals
 from cellquilt.domains.factors.analysis import factor_analysis, panel_weights
 from cellquilt.domains.factors.encoder import FactorEncoder, check_kind
-from cellquilt.domains.factors.sensitivity import Scale, States, compared, sums
+from cellquilt.domains.factors.sensitivity import Own, Scale, States, compared, sums
 from cellquilt.domains.factors.smoothing import place_mean, squared_steps
 from cellquilt.domains.neighbourhoods import Hops, at
 from cellquilt.domains.slides import Slides
@@ -25,6 +25,8 @@ _N_FACTORS, _N_STATES, _N_PROTOTYPES = 30, 30, 512
 #: Genes that a factor should have at least.
 _GENES_A_FACTOR = 3
 _CELLS_A_STATE = 50
+#: Molecules or cells of a state that count as much as the average of all.
+_STATE_BELIEF = 10.0
 #: Cells of all slides together that factors and states are made from, and least of each slide.
 _SAMPLE, _LEAST = 200_000, 1_000
 _CLUSTERED = 20_000
@@ -136,7 +138,7 @@ def _factors(
 ) -> tuple[Scale, States, NDArray[np.float64], NDArray[np.float64]]:
     """Scale, states and factors, each from the others, in turn."""
     scale = _first_scale(samples, vocabulary, kind)
-    own: list[NDArray[np.float64] | None] = [None] * len(samples)
+    own: list[Own | None] = [None] * len(samples)
     states: States | None = None
     for round_ in range(_ROUNDS + 1):
         correlation, scale = _correlation(samples, scale, own, start)
@@ -201,7 +203,7 @@ def _rates(seen: list[NDArray[np.float64]], samples: list[_Sample], n: int) -> N
 
 
 def _correlation(
-    samples: list[_Sample], scale: Scale, own: list[NDArray[np.float64] | None], start: FactorEncoder | None
+    samples: list[_Sample], scale: Scale, own: list[Own | None], start: FactorEncoder | None
 ) -> tuple[NDArray[np.float64], Scale]:
     """Correlation of genes within slides, NaN for pairs that no slide has; and the scale with means and deviations."""
     n = scale.rate.size
@@ -239,7 +241,7 @@ def _states(
     samples: list[_Sample],
     factors: list[NDArray[np.float32]],
     scale: Scale,
-    own: list[NDArray[np.float64] | None],
+    own: list[Own | None],
     before: States | None,
     seed: int,
 ) -> States:
@@ -252,36 +254,40 @@ def _states(
     first: Any = "k-means++" if before is None else before.centres
     found = KMeans(n_states, init=first, n_init=3 if before is None else 1, random_state=seed).fit(together[::every])
     n = scale.rate.size
-    states = States(found.cluster_centers_, np.zeros((n_states, n)))
+    states = States(found.cluster_centers_, np.zeros((n_states, n)), np.zeros((n_states, n)))
     nearest = [states.nearest(part) for part in factors]
-    plain = replace(scale, mean=np.zeros(n), std=np.ones(n))
-    seen = np.zeros((n_states, n))
-    exposure = np.zeros((n_states, n))
-    profiles = np.tile(scale.rate, (n_states, 1))
-    parts = []
+    means, cells = np.zeros((n_states, n)), np.zeros((n_states, n))
     for sample, mine, state in zip(samples, own, nearest, strict=True):
-        if scale.kind == "counts":
-            divisor = 1.0 if mine is None else mine
-            counted = sums(sample.matrix, state, n_states)[:, sample.panel.columns] / divisor
-        else:
-            expression = plain.expression(sample.matrix, sample.panel, mine)
-            n_cells = np.bincount(state, minlength=n_states)[:, None]
-            counted = sums(expression.transformed(slice(None)), state, n_states) - n_cells * expression.mean
-            exposure[:, sample.panel.numbers] += n_cells
-        seen[:, sample.panel.numbers] += counted
-        parts.append(counted)
-    if scale.kind != "counts":
-        return replace(states, profiles=seen / np.maximum(exposure, 1))
-    for _ in range(10):  # as in _rates, for each state
+        genes = sample.panel.numbers
+        n_cells = np.bincount(state, minlength=n_states)[:, None].astype(np.float64)
+        bent = sums(scale.bent(sample.matrix, sample.panel, mine), state, n_states)
+        means[:, genes] += bent if mine is None else bent - n_cells * mine.offset
+        cells[:, genes] += n_cells
+    # A state that is rare leans on the average.
+    means = (means + _STATE_BELIEF * scale.mean) / (cells + _STATE_BELIEF)
+    rates = _state_rates(samples, own, nearest, scale, n_states) if scale.kind == "counts" else states.rates
+    return States(states.centres, rates, means)
+
+
+def _state_rates(
+    samples: list[_Sample], own: list[Own | None], nearest: list[NDArray[np.int64]], scale: Scale, n_states: int
+) -> NDArray[np.float64]:
+    """(n_states, n_genes) shares of molecules; as in `_rates`, for each state."""
+    n = scale.rate.size
+    seen, rates, parts = np.zeros((n_states, n)), np.tile(scale.rate, (n_states, 1)), []
+    for sample, mine, state in zip(samples, own, nearest, strict=True):
+        counted = sums(sample.matrix, state, n_states)[:, sample.panel.columns]
+        parts.append(counted if mine is None else counted / mine.factor)
+        seen[:, sample.panel.numbers] += parts[-1]
+    for _ in range(10):
         exposure = np.zeros((n_states, n))
         for sample, counted in zip(samples, parts, strict=True):
             genes = sample.panel.numbers
-            share = np.maximum(profiles[:, genes].sum(axis=1, keepdims=True), 1e-12)
+            share = np.maximum(rates[:, genes].sum(axis=1, keepdims=True), 1e-12)
             exposure[:, genes] += counted.sum(axis=1, keepdims=True) / share
-        # A state that is rare leans on the average.
-        profiles = (seen + 10 * scale.rate) / (exposure + 10)
-        profiles /= np.maximum(profiles.sum(axis=1, keepdims=True), 1e-12)
-    return replace(states, profiles=profiles)
+        rates = (seen + _STATE_BELIEF * scale.rate) / (exposure + _STATE_BELIEF)
+        rates /= np.maximum(rates.sum(axis=1, keepdims=True), 1e-12)
+    return rates
 
 
 def _directions(

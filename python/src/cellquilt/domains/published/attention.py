@@ -96,7 +96,7 @@ def _kernels(heads: int, size: int) -> tuple[Any, Any]:
     slope = np.float32(_SLOPE)
     # Values are finite: a model with others is refused. What the kernels close over must be numbers: they are compiled
     # once and kept on disk, by the values of these.
-    options = {"nogil": True, "parallel": True, "cache": True}
+    options: dict[str, Any] = {"nogil": True, "parallel": True, "cache": True}
     options["fastmath"] = {"reassoc", "contract", "nsz", "arcp", "nnan", "ninf"}
 
     @numba.njit(**options)
