@@ -313,3 +313,30 @@ def test_defaults_are_those_of_the_api():
     }
     for name, parameters in homes.items():
         assert parameters[BY_NAME[name].api_name] == BY_NAME[name].default, name
+
+
+def test_a_checkpoint_of_novae(tmp_path):
+    """Of one panel that is small enough to be used whole, the same as in memory."""
+    weights = Path(__file__).with_name("data") / "small"
+    genes = json.loads((weights / "config.json").read_text())["var_names"]
+    rng = np.random.default_rng(1)
+    made, graphs = [], []
+    for name in ("a", "b"):
+        table = anndata.AnnData(rng.poisson(2, (150, len(genes))).astype(np.float32), var=pd.DataFrame(index=genes))
+        table.obs_names = [f"{name}{k}" for k in range(150)]
+        table.obsm["spatial"] = rng.uniform(0, 150, (150, 2))
+        table.write_h5ad(tmp_path / f"{name}.h5ad")
+        made.append(table)
+        graph = tmp_path / f"{name}.graph.zarr"
+        graphs.append(stages.prepare_slide(tmp_path / f"{name}.h5ad", graph, settings=Settings()))
+    found = run(graphs, tmp_path, model=weights, domains="zeroshot", domains_level=5)
+    cq.spatial_neighbors(made)
+    model = cq.domains.Model.from_pretrained(weights)
+    model.compute_representations(made, zero_shot=True)
+    model.assign_domains(made, level=5)
+    for name, table in zip(("a", "b"), made, strict=True):
+        cells = pd.read_parquet(found / f"{name}.domains.parquet")
+        assert texts(cells["domain"]) == texts(table.obs["domain"])
+        assert texts(cells["domain_leaf"]) == texts(table.obs["domain_leaf"])
+    about = json.loads((found / "domains.json").read_text())
+    assert (about["mode"], about["recipe"], about["level_used"]) == ("zeroshot", "published", 5)

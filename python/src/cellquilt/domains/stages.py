@@ -35,6 +35,7 @@ from cellquilt.domains.results import (
     LEAF,
     CellDomains,
     LatentFiles,
+    about_file,
     leaf_name,
     read_cells,
     sorted_by_name,
@@ -328,8 +329,8 @@ def assign_domains(
     refuse_existing(output, overwrite)
     files = LatentFiles(latents)
     model, of = _model(settings, weights)
-    for cells, path in zip(files.cells(), files.paths, strict=True):
-        if (cells.about or {}).get("model") != of:
+    for path in files.paths:
+        if about_file(path).get("model") != of:
             raise CellquiltError(
                 "latents-of-another-model", f"{path.name} is of another model", "embed all slides with one model"
             )
@@ -377,6 +378,7 @@ def _domains(
 
 def _about(model: "Model", settings: Settings, level: int | None, used: NDArray[np.int64]) -> dict[str, Any]:
     """How domains were found, as plain data without paths."""
+    packages = (*_NUMERICAL, "torch") if model.encoder.recipe == "published" else _NUMERICAL
     return scrub(
         {
             "mode": settings["domains"],
@@ -388,7 +390,7 @@ def _about(model: "Model", settings: Settings, level: int | None, used: NDArray[
             "n_prototypes": len(model.prototypes),
             "n_prototypes_used": int((used >= 0).sum()),
             "parameters": settings.of_stage("domains_assign"),
-            "versions": {"cellquilt": __version__, **{name: version(name) for name in _NUMERICAL}},
+            "versions": {"cellquilt": __version__, **{name: version(name) for name in packages}},
         }
     )
 

@@ -73,7 +73,15 @@ def make_demo_input(output: Path, *, seed: int = 0) -> Path:
                 "PhysicalSizeYUnit": "µm",
             },
         )
-        simulate(aside / "simulated", width_px=_SLIDE_PX, slides=2, panels=2, seed=seed, name="simulated")
+        simulate(
+            aside / "simulated",
+            width_px=_SLIDE_PX,
+            slides=2,
+            panels=2,
+            seed=seed,
+            name="simulated",
+            domain_contrast=1.5,
+        )
         with (aside / "sheet.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["sample", "technology", "path", "transcripts", "truth", "origin"])
