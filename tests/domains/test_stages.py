@@ -126,7 +126,7 @@ def test_training_is_that_of_the_model_in_memory(trained):
 def test_what_is_said_of_the_run(trained):
     about = json.loads((trained / "domains.json").read_text())
     assert (about["mode"], about["recipe"], about["level_asked"], about["seed"]) == ("train", "factors", 7, 0)
-    assert about["model_sha256"] == checksum(trained / "model")
+    assert about["model_sha256"] == about["start_sha256"] == checksum(trained / "model")
     assert about["n_cells_without_domain"] == {"a": 1, "b": 0, "c": 0}
     assert len(about["domains"]) == 5
     for name in NAMES:
@@ -152,7 +152,8 @@ def test_zero_shot_makes_prototypes_of_all_slides(graphs, trained, tmp_path):
     found = run(graphs, tmp_path, model=trained / "model", domains="zeroshot", domains_n=4)
     assert_as_in_memory(found, in_memory(start, zero_shot=True, n_domains=4))
     own = cq.domains.Model.from_pretrained(found / "model")
-    assert json.loads((found / "domains.json").read_text())["model_sha256"] == checksum(found / "model")
+    about = json.loads((found / "domains.json").read_text())
+    assert (about["model_sha256"], about["start_sha256"]) == (checksum(found / "model"), checksum(trained / "model"))
     assert not np.array_equal(own.prototypes, cq.domains.Model.from_pretrained(trained / "model").prototypes)
 
 

@@ -342,7 +342,8 @@ def assign_domains(
         with atomic_path(output, overwrite=overwrite) as aside:
             aside.mkdir()
             model.save_pretrained(aside / "model")
-            about = _about(model, settings, level, used) | {"model_sha256": checksum(aside / "model")}
+            about = _about(model, settings, level, used)
+            about |= {"model_sha256": checksum(aside / "model"), "start_sha256": of}
             counts: dict[str, dict[str, int]] = {}
             without: dict[str, int] = {}
             for cells in files.cells():
