@@ -249,11 +249,25 @@ def twice(table: anndata.AnnData) -> anndata.AnnData:
     return table
 
 
+def empty() -> anndata.AnnData:
+    """Counts in a layer, and nothing in X."""
+    table = tables()[0]
+    table.layers["counts"], table.X = table.X, None
+    return table
+
+
+def far(table: anndata.AnnData) -> anndata.AnnData:
+    table.obsm["spatial"] *= 1000
+    return table
+
+
 REFUSED = {
     "one channel": (marked(channels=1), "genes-missing", True),
     "no cells": (marked(0), "too-few-cells", True),
     "two cells": (marked(2), "too-few-cells", True),
     "a cell twice": (twice(marked()), "cells-twice", False),
+    "nothing in X": (empty(), "expression-missing", False),
+    "another unit": (far(marked()), "coordinates-not-um", False),
 }
 
 
@@ -264,6 +278,7 @@ def test_slides_in_which_there_is_nothing_to_find(name, tmp_path):
     with pytest.raises(CellquiltError) as caught:
         stages.prepare_slide(tmp_path / "x.h5ad", tmp_path / "x.zarr", settings=Settings())
     assert caught.value.code == code
+    assert not caught.value.message.startswith("table")
     if is_nobodys_mistake:
         why = stages.prepare_slide(
             tmp_path / "x.h5ad", tmp_path / "x.zarr", settings=Settings(), sample="s", refusal=tmp_path / "why.json"

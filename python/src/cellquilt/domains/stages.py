@@ -93,8 +93,8 @@ def prepare_slide(
     Raises
     ------
     CellquiltError
-        ``too-few-cells``, ``genes-missing``, ``cells-twice``, and what reading the table, `spatial_neighbors` and
-        `expression.kind_of` refuse.
+        ``too-few-cells``, ``genes-missing``, ``expression-missing``, ``cells-twice``, and what reading the table,
+        `spatial_neighbors` and `expression.kind_of` refuse.
     """
     refuse_existing(output, overwrite)
     source = Path(table)
@@ -136,11 +136,11 @@ def _slide_of(path: Path, name: str, settings: Settings) -> tuple[SlideCells, di
     )  # fmt: skip
     # Our own tables are in µm, whatever the unit of others.
     scale = 1.0 if _is_own(path) else settings["domains_scale_to_um"]
-    spatial_neighbors(found, settings["domains_radius"], mode=settings["domains_graph"], scale_to_um=scale)
     try:
+        spatial_neighbors(found, settings["domains_radius"], mode=settings["domains_graph"], scale_to_um=scale)
         (slide,) = slides_of_table(found, kind)
-    except CellquiltError as error:
-        raise CellquiltError(error.code, f"{name}: {error.message}", error.hint) from None
+    except CellquiltError as error:  # they do not know the slide's name
+        raise CellquiltError(error.code, f"{name}: {error.message.removeprefix('table: ')}", error.hint) from None
     return replace(slide, name=name, xy_um=slide.xy_um * scale), dict(found.uns[ABOUT])
 
 
@@ -162,6 +162,8 @@ def _measured(table: "AnnData", kind: str) -> tuple[Any, list[str], str | None]:
     """What a model looks at: X, or of slides without genes the channels' intensities; its columns; its kind."""
     asked = None if kind == "auto" else kind
     if table.n_vars:
+        if table.X is None:
+            raise CellquiltError("expression-missing", "X is empty", "put counts there, which may be in a layer")
         return table.X, list(map(str, table.var_names)), asked
     channels: Any = table.obsm.get("intensities")
     n = 0 if channels is None else channels.shape[1]
