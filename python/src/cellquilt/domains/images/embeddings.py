@@ -149,17 +149,19 @@ def image_embeddings(
     with threads_of(threads), network_of(model, weights, mean, std, slides[0].image.shape[0], device) as network:
         about = {"patch_um": cut.patch_um, "um_per_px": cut.um_per_px, **network.about}
         work = _Work(network, cut, batch_size, memory_mb)
-        chosen, features = [_none(slide) for slide in slides], []
         if pca is None:
             chosen = _sample(slides, seed)
-            features = [work.features(slide, rows) for slide, rows in zip(slides, chosen, strict=True)]
-            pca = ImagePca.of(np.concatenate([part for part in features if part.size]), n_components, about)
+            features = work.features(slides, chosen)
+            pca = ImagePca.of(features, n_components, about)
+            known = np.split(pca.transform(features), np.cumsum([rows.size for rows in chosen])[:-1])
+            del features
         else:
             pca.check(about)
+            chosen = [np.zeros(0, dtype=np.int64) for _ in slides]
+            known = [np.zeros((0, pca.size), dtype=np.float32) for _ in slides]
         found = [np.zeros((table.n_obs, pca.size), dtype=np.float32) for table in tables]
-        for number, (slide, rows) in enumerate(zip(slides, chosen, strict=True)):
-            if rows.size:
-                found[slide.table][slide.rows[rows]] = pca.transform(features[number])
+        for slide, rows, embeddings in zip(slides, chosen, known, strict=True):
+            found[slide.table][slide.rows[rows]] = embeddings
             rest = np.setdiff1d(np.arange(slide.rows.size), rows, assume_unique=True)
             for part, seen in work.batches(slide, rest):
                 found[slide.table][slide.rows[part]] = pca.transform(seen)
@@ -225,10 +227,6 @@ def _check(slide: _Slide, cut: Cut) -> None:
         )  # fmt: skip
 
 
-def _none(slide: _Slide) -> NDArray[np.int64]:
-    return np.zeros(0, dtype=np.int64)
-
-
 def _sample(slides: list[_Slide], seed: int) -> list[NDArray[np.int64]]:
     """Cells of each slide, ascending, of each the same share."""
     share = min(1.0, _SAMPLE / sum(slide.rows.size for slide in slides))
@@ -247,14 +245,15 @@ class _Work:
     batch_size: int
     memory_mb: int
 
-    def features(self, slide: _Slide, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(n, n_features) of some cells, in their order."""
-        parts = list(self.batches(slide, rows))
-        if not parts:
-            return np.zeros((0, 0), dtype=np.float32)
-        out = np.empty((rows.size, parts[0][1].shape[1]), dtype=np.float32)
-        for part, seen in parts:
-            out[np.searchsorted(rows, part)] = seen
+    def features(self, slides: list[_Slide], chosen: list[NDArray[np.int64]]) -> NDArray[np.float32]:
+        """(n, n_features) of some cells of each slide, in their order."""
+        out, start = np.zeros((0, 0), dtype=np.float32), 0
+        for slide, rows in zip(slides, chosen, strict=True):
+            for part, seen in self.batches(slide, rows):
+                if not out.size:
+                    out = np.empty((sum(each.size for each in chosen), seen.shape[1]), dtype=np.float32)
+                out[start + np.searchsorted(rows, part)] = seen
+            start += rows.size
         return out
 
     def batches(
