@@ -84,6 +84,7 @@ class Inputs {
     static List<Map> slides(Map params, Object projectDir, Object launchDir) {
         def errors = []
         def slides = examine(params, projectDir, launchDir, errors)
+        if (effective.domains in ['zeroshot', 'train', 'finetune']) environmentMissing('domains', errors)
         if (errors) {
             def lines = errors.collect { mistake -> "\n  - ${line(mistake)}" }
             System.err.println("error: [input-invalid] The input has mistakes; nothing was started:${lines.join('')}")
@@ -558,6 +559,15 @@ class Inputs {
     /** The methods of a slide, the chosen one first, then those compared with it; a chain's are joined by a plus. */
     private static List<String> methods(Map own) {
         return ([own.segmentation.replace(',', '+')] + (own.compare ?: [])).unique()
+    }
+
+    /** Where tasks of a label run in an environment of this machine, say that it is not there before hours of other tasks. */
+    private static void environmentMissing(String name, List<Map> errors) {
+        def before = Global.session.config.process?.get("withLabel:env_${name}".toString())?.beforeScript ?: ''
+        def folder = before.toString().find(/(?<=PATH=')[^']+(?=\/bin')/)
+        if (folder && !Files.isDirectory(Path.of(folder))) {
+            errors << error('environment-missing', "there is no environment for ${name}", "make setup STAGES=\"core ${name}\"")
+        }
     }
 
     /** What is asked of domains and cannot be had. */
