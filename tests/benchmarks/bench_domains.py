@@ -46,8 +46,8 @@ def _table(sizes: dict[str, Any], number: int) -> Any:
     side = int(np.ceil(np.sqrt(n)))
     grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2)[:n]
     xy = 12.0 * grid + rng.uniform(-5, 5, (n, 2))
-    # About 100 molecules a cell, some genes common: novae takes tables without a count of 10 for logarithms. Written entry
-    # by entry, so that a large table needs no dense one.
+    # About 100 molecules a cell, some genes common: novae takes tables without a count of 10 for logarithms. Written
+    # entry by entry, so that a large table needs no dense one.
     count = rng.poisson(100, n)
     band = (4 * xy[:, 1] / (12.0 * side)).astype(int).clip(0, 3)
     cell = np.repeat(np.arange(n), count)

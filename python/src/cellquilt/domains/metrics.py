@@ -182,8 +182,8 @@ def mixing(latents: NDArray[np.floating], slides: NDArray[np.generic], n_neighbo
     Returns
     -------
     float
-        Mean inverse Simpson index of the neighbours' slides: 1 where they are the cell's own, the number of slides where
-        all are there alike.
+        Mean inverse Simpson index of the neighbours' slides: 1 where they are the cell's own, the number of slides
+        where all are there alike.
 
     References
     ----------
