@@ -1,12 +1,15 @@
 """Which cells are neighbours: Delaunay edges up to a length, nearest neighbours, or the neighbours in a grid."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.spatial import Delaunay, QhullError, cKDTree
 
+from cellquilt.geometry.delaunay import triangulate
 from cellquilt.geometry.polygons import offsets_of
 
 MODES = ("delaunay", "knn", "grid")
@@ -64,11 +67,35 @@ class SpatialGraph:
 
 
 def _graph(row: NDArray[np.integer], column: NDArray[np.integer], length: NDArray[np.floating], n: int) -> SpatialGraph:
-    key = row.astype(np.int64) * n + column
-    key, first = np.unique(key[row != column], return_index=True)
-    length = length[row != column][first]
-    row, column = np.divmod(key, max(n, 1))
-    return SpatialGraph(offsets_of(np.bincount(row, minlength=n)), column.astype(np.int32), length.astype(np.float32))
+    kernel: Any = _rows
+    other = row != column
+    parts = row[other].astype(np.int32), column[other].astype(np.int32), length[other].astype(np.float32)
+    return SpatialGraph(*kernel(*parts, offsets_of(np.bincount(parts[0], minlength=n))))
+
+
+@numba.njit(cache=True, nogil=True)
+def _rows(row, column, length, offsets):
+    """The entries of each row by ascending column, those that are there several times once."""
+    n = offsets.size - 1
+    free = offsets[:-1].copy()
+    indices, lengths = np.empty(row.size, dtype=np.int32), np.empty(row.size, dtype=np.float32)
+    for e in range(row.size):  # a row's entries are sorted as they come: they are few
+        k = free[row[e]]
+        while k > offsets[row[e]] and indices[k - 1] > column[e]:
+            indices[k], lengths[k] = indices[k - 1], lengths[k - 1]
+            k -= 1
+        indices[k], lengths[k] = column[e], length[e]
+        free[row[e]] += 1
+    indptr = np.zeros(n + 1, dtype=np.int64)
+    size = 0
+    for i in range(n):
+        for k in range(offsets[i], offsets[i + 1]):
+            if k == offsets[i] or indices[k] != indices[k - 1]:
+                column_here, length_here = indices[k], lengths[k]
+                indices[size], lengths[size] = column_here, length_here
+                size += 1
+        indptr[i + 1] = size
+    return indptr, indices[:size].copy(), lengths[:size].copy()
 
 
 def neighbour_graph(
@@ -119,16 +146,24 @@ def _delaunay(xy: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.in
     same = np.flatnonzero(leader != np.arange(len(xy)))
     own = np.sort(first)  # the triangulation of ties depends on the order: that of the cells
     places = xy[own]
+    edges = triangulate(places) if len(places) > 2 else None
+    if edges is not None:
+        i, j = edges.T
+    else:
+        i, j = _by_qhull(places)
+    return np.concatenate([leader[same], own[i]]), np.concatenate([same, own[j]])
+
+
+def _by_qhull(places: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Edges where points are as regular as a grid, or on a line."""
     try:
         corners = Delaunay(places).simplices if len(places) > 2 else np.empty((0, 3), np.int64)
     except QhullError:
         corners = np.empty((0, 3), np.int64)  # all on one line
     if len(corners):
-        i, j = corners.ravel(), corners[:, [1, 2, 0]].ravel()
-    else:
-        along = np.argsort(places @ _direction(places), kind="stable")
-        i, j = along[:-1], along[1:]
-    return np.concatenate([leader[same], own[i]]), np.concatenate([same, own[j]])
+        return corners.ravel(), corners[:, [1, 2, 0]].ravel()
+    along = np.argsort(places @ _direction(places), kind="stable")
+    return along[:-1], along[1:]
 
 
 def _direction(xy: NDArray[np.float64]) -> NDArray[np.float64]:
