@@ -466,9 +466,14 @@ def test_interrupting_takes_baysor_along(door, tmp_path, misbehave):
     misbehave(hang=1)
     bundle = write_bundle(tmp_path / "bundle.zarr", [molecules()[0]])
     told = [f"--baysor-executable={door.executable}", "-o", str(tmp_path / "x.result")]
-    task = subprocess.Popen(
-        [sys.executable, "-m", "cellquilt", "segment", "baysor", bundle, *told], stderr=subprocess.DEVNULL
-    )
+    # Where these tests run in the background of a script, the shell has told them to ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        task = subprocess.Popen(
+            [sys.executable, "-m", "cellquilt", "segment", "baysor", bundle, *told], stderr=subprocess.DEVNULL
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     while not door.calls:
         assert task.poll() is None
         time.sleep(0.05)
