@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from cellquilt.domains.prototypes import Prototypes
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+HINT = "copy the model's folder again"
+Array = TypeVar("Array")
 _SHIPPED = Path(__file__).with_name("models") / "default"
 
 
@@ -59,13 +61,12 @@ def read_checkpoint(folder: Path) -> "tuple[Encoder, Prototypes]":
         raise CellquiltError(
             "model-missing", f"{folder} has no {' and no '.join(missing)}", "name the folder that holds both files"
         )
-    hint = "copy the model's folder again"
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
-        raise CellquiltError("model-invalid", f"{folder / CONFIG} is not JSON: {error}", hint) from error
+        raise CellquiltError("model-invalid", f"{folder / CONFIG} is not JSON: {error}", HINT) from error
     if not isinstance(config, dict):
-        raise CellquiltError("model-invalid", f"{folder / CONFIG} is no JSON object", hint)
+        raise CellquiltError("model-invalid", f"{folder / CONFIG} is no JSON object", HINT)
     if config.get("recipe") == "factors":
         from cellquilt.domains.factors.checkpoint import read_factors
 
@@ -85,6 +86,29 @@ def needs_torch() -> Iterator[None]:
         raise CellquiltError(
             "package-missing", f"published models need the package {error.name}", "install cellquilt[domains]"
         ) from None
+
+
+def read_weights(folder: Path, load_file: "Callable[[Path], dict[str, Array]]") -> "dict[str, Array]":
+    """The arrays of a model, by safetensors' reader for numpy or for torch.
+
+    Raises
+    ------
+    CellquiltError
+        ``model-invalid``.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        return load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise CellquiltError("model-invalid", f"{folder / WEIGHTS} cannot be read: {error}", HINT) from error
+
+
+def refuse_misfits(folder: Path, wrong: Sequence[str]) -> None:
+    """Refuse a model whose arrays are not what its configuration says."""
+    if wrong:
+        shown = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        raise CellquiltError("model-invalid", f"{folder / WEIGHTS} does not fit {CONFIG}: {shown}", HINT)
 
 
 def write_files(folder: Path, config: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Path:

@@ -166,9 +166,7 @@ class Model:
             encoder = fit_factors(slides, start=old, seed=seed)
             nothing = Prototypes(np.zeros((0, encoder.size), dtype=np.float32), encoder.metric)
             model = cls(encoder, nothing)
-            share = max(_SAMPLE // len(slides), 100)
-            sample = [sample_of([encoder.encode(slide)], seed, share) for slide in slides]
-            model.make_prototypes(sample, n_domains=n_domains, seed=seed)
+            model.make_prototypes_of(slides, n_domains=n_domains, seed=seed)
             return model
 
     def save_pretrained(self, path: Path | str) -> Path:
@@ -260,6 +258,12 @@ class Model:
         sample = sample_of(latents, seed)
         given = {} if n_domains is None else {"n_domains": n_domains}
         self._prototypes = Prototypes.of_latents(sample, self.encoder.metric, self.encoder.n_prototypes, seed, **given)
+
+    def make_prototypes_of(self, slides: Slides, *, n_domains: int | None = None, seed: int = 0) -> None:
+        """Prototypes of slides; of each only a sample of its latents is kept. See `make_prototypes`."""
+        share = max(_SAMPLE // len(slides), 100)
+        sample = [sample_of([self.encoder.encode(slide)], seed, share) for slide in slides]
+        self.make_prototypes(sample, n_domains=n_domains, seed=seed)
 
     def leaves(self, latents: NDArray[np.float32]) -> NDArray[np.int64]:
         """(n_cells,) nearest prototype of each latent, -1 for cells that have none."""
@@ -411,9 +415,8 @@ class Model:
             level = level if n_domains is None else self.hierarchy.level_of(n_domains, np.asarray(used))
             node, letter = self.hierarchy.nodes_at(level), "D"
         there = np.unique(node[used])
-        place = np.searchsorted(there, node)
-        known = np.isin(node, there)
-        return np.where(known, np.minimum(place, max(there.size - 1, 0)), -1), [f"{letter}{n}" for n in there.tolist()]
+        place = np.where(np.isin(node, there), np.searchsorted(there, node), -1)
+        return place, [f"{letter}{number}" for number in there.tolist()]
 
 
 def sample_of(latents: Sequence[NDArray[np.float32]], seed: int, most: int = _SAMPLE) -> NDArray[np.float32]:

@@ -41,7 +41,7 @@ from cellquilt.domains.results import (
     sorted_by_name,
 )
 from cellquilt.domains.slides import IMAGE, SlideCells, Slides, read_slide, slides_of_table, write_slide
-from cellquilt.domains.tables import ABOUT, CONNECTIVITIES, DISTANCES, spatial_neighbors
+from cellquilt.domains.tables import ABOUT, matrices_of, spatial_neighbors
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -533,10 +533,7 @@ def _annotate(
         obs[column] = pd.Categorical.from_codes(np.zeros(len(obs), dtype=np.int8), [value])
     parts: dict[str, dict[str, Any]] = {"obsm": {LATENT: np.nan_to_num(found.latents)}}
     if graph is not None:
-        distances = read_slide(graph).graph.to_csr()
-        connected = distances.copy()
-        connected.data = np.ones_like(connected.data)
-        parts["obsp"] = {DISTANCES: distances, CONNECTIVITIES: connected}
+        parts["obsp"] = matrices_of(read_slide(graph).graph)
         parts["uns"] = {ABOUT: zarr_json.read_attributes(graph)["cellquilt"]["graph"]}
     write_elem(group, "obs", obs)
     for part, elements in parts.items():

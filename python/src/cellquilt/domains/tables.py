@@ -14,6 +14,7 @@ from cellquilt.geometry.polygons import offsets_of, ranges
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from scipy.sparse import csr_matrix
 
 #: Where a table keeps its graph, and what is known of it.
 DISTANCES, CONNECTIVITIES, ABOUT = "spatial_distances", "spatial_connectivities", "spatial_neighbors"
@@ -69,12 +70,17 @@ def spatial_neighbors(
             _check_graph(slide.name, graph, mode, radius)
             graphs.append((slide.rows, graph))
         together = _together(graphs, table.n_obs)
-        table.obsp[DISTANCES] = together.to_csr()
-        connected = together.to_csr()
-        connected.data = np.ones_like(connected.data)
-        table.obsp[CONNECTIVITIES] = connected
+        for key, matrix in matrices_of(together).items():
+            table.obsp[key] = matrix
         about = {"mode": mode, "radius_um": radius, "n_neighbours": n_neighbours, "slide_key": slide_key}
         table.uns[ABOUT] = {key: value for key, value in about.items() if value is not None}
+
+
+def matrices_of(graph: SpatialGraph) -> "dict[str, csr_matrix]":
+    """Distances in µm and connectivities of a graph, by their keys in `obsp`."""
+    connected = graph.to_csr()
+    connected.data = np.ones_like(connected.data)
+    return {DISTANCES: graph.to_csr(), CONNECTIVITIES: connected}
 
 
 def tables_of(adata: "AnnData | Sequence[AnnData]") -> "list[AnnData]":

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellquilt.core.errors import CellquiltError
-from cellquilt.domains.checkpoint import CONFIG, WEIGHTS, write_files
+from cellquilt.domains.checkpoint import CONFIG, HINT, read_weights, refuse_misfits, write_files
 from cellquilt.domains.expression import KINDS, Vocabulary
 from cellquilt.domains.factors.encoder import FactorEncoder
 from cellquilt.domains.factors.sensitivity import Scale, States
@@ -15,7 +15,6 @@ from cellquilt.domains.prototypes import Prototypes
 
 _FORMAT = 1
 _NUMBERS = ("target", "sharpness", "steps", "n_prototypes", "prototype_width")
-_HINT = "copy the model's folder again"
 
 
 def write_factors(encoder: FactorEncoder, prototypes: Prototypes, folder: Path) -> Path:
@@ -61,22 +60,18 @@ def read_factors(folder: Path, config: dict[str, Any]) -> tuple[FactorEncoder, P
     CellquiltError
         ``model-invalid`` with what does not fit.
     """
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     absent = [name for name in _NUMBERS if not isinstance(config.get(name), int | float)]
     absent += [] if config.get("kind") in KINDS else ["kind"]
     if absent:
-        raise CellquiltError("model-invalid", f"{folder / CONFIG} does not say {', '.join(absent)}", _HINT)
+        raise CellquiltError("model-invalid", f"{folder / CONFIG} does not say {', '.join(absent)}", HINT)
     if config.get("format") != _FORMAT:
         raise CellquiltError(
             "model-invalid", f"{folder / CONFIG} is of format {config.get('format')}, this version reads {_FORMAT}",
             "use the cellquilt that wrote it",
         )  # fmt: skip
-    try:
-        found = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise CellquiltError("model-invalid", f"{folder / WEIGHTS} cannot be read: {error}", _HINT) from error
+    found = read_weights(folder, load_file)
     names = config.get("var_names") or []
     _check(folder, found, len(names))
     part = {name: array.astype(np.float64) for name, array in found.items()}
@@ -120,6 +115,4 @@ def _check(folder: Path, found: dict[str, NDArray[Any]], n_genes: int) -> None:
             if found[name].shape != shape
         ]
         wrong += [f"{name} has values that are no numbers" for name in names if not np.isfinite(found[name]).all()]
-    if wrong:
-        shown = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise CellquiltError("model-invalid", f"{folder / WEIGHTS} does not fit {CONFIG}: {shown}", _HINT)
+    refuse_misfits(folder, wrong)

@@ -6,14 +6,13 @@ from typing import Any
 import torch
 
 from cellquilt.core.errors import CellquiltError
-from cellquilt.domains.checkpoint import CONFIG, WEIGHTS, write_files
+from cellquilt.domains.checkpoint import CONFIG, HINT, WEIGHTS, read_weights, refuse_misfits, write_files
 from cellquilt.domains.expression import Vocabulary
 from cellquilt.domains.prototypes import Prototypes
 from cellquilt.domains.published.encoder import PublishedEncoder
 from cellquilt.domains.published.network import Architecture, Network, load_parameters, published_parameters
 
 _NEEDED = ("embedding_size", "hidden_size", "heads", "num_layers", "output_size", "num_prototypes", "n_hops_local")
-_HINT = "copy the model's folder again"
 
 
 def read_published(folder: Path, config: dict[str, Any]) -> PublishedEncoder:
@@ -24,26 +23,20 @@ def read_published(folder: Path, config: dict[str, Any]) -> PublishedEncoder:
     CellquiltError
         ``model-invalid`` with what does not fit.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     absent = [name for name in _NEEDED if not isinstance(config.get(name), int)]
     if absent:
-        raise CellquiltError("model-invalid", f"{folder / CONFIG} does not say {', '.join(absent)}", _HINT)
-    try:
-        parameters = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise CellquiltError("model-invalid", f"{folder / WEIGHTS} cannot be read: {error}", _HINT) from error
+        raise CellquiltError("model-invalid", f"{folder / CONFIG} does not say {', '.join(absent)}", HINT)
+    parameters = read_weights(folder, load_file)
     names = config.get("var_names") or []
     known = Architecture.__dataclass_fields__
     sizes = Architecture(**{name: config[name] for name in known if isinstance(config.get(name), int)})
     network = Network(len(names), sizes)
     wrong = load_parameters(network, parameters)
-    if wrong:
-        shown = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise CellquiltError("model-invalid", f"{folder / WEIGHTS} does not fit {CONFIG}: {shown}", _HINT)
+    refuse_misfits(folder, wrong)
     if not all(torch.isfinite(part).all() for part in network.state_dict().values()):
-        raise CellquiltError("model-invalid", f"{folder / WEIGHTS} has weights that are no numbers", _HINT)
+        raise CellquiltError("model-invalid", f"{folder / WEIGHTS} has weights that are no numbers", HINT)
     return PublishedEncoder(network.eval(), Vocabulary(names), config)
 
 

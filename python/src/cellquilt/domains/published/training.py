@@ -183,7 +183,7 @@ def _start(slides: Slides, start: "Model | None", options: TrainingOptions, seed
         _initial_genes(encoder, slides)
         multimodal = slides[0].image is not None
     else:
-        from cellquilt.domains.model import Model, sample_of
+        from cellquilt.domains.model import Model
 
         assert isinstance(start.encoder, PublishedEncoder)
         old = start.encoder
@@ -191,9 +191,8 @@ def _start(slides: Slides, start: "Model | None", options: TrainingOptions, seed
         network.load_state_dict(old.network.state_dict())
         encoder = PublishedEncoder(network.eval(), old.vocabulary, dict(old.config))
         multimodal = bool((old.config.get("mode_kwargs") or {}).get("multimodal"))
-        share = max(100_000 // len(slides), 100)
         model = Model(encoder, encoder.prototypes)
-        model.make_prototypes([sample_of([encoder.encode(slide)], seed, share) for slide in slides], seed=seed)
+        model.make_prototypes_of(slides, seed=seed)
         network.set_prototypes(torch.from_numpy(model.prototypes))
     encoder.config["fine_tuned"] = start is not None
     encoder.config["mode_kwargs"] = {**(encoder.config.get("mode_kwargs") or {}), "multimodal": multimodal}
