@@ -48,7 +48,7 @@ def test_probable_and_stable_cells_are_more_often_right(cohort):
     ours, truth = together(tables, "domain"), together(tables, "domain_true")
     named = {name: max(set(truth), key=lambda true: ((ours == name) & (truth == true)).sum()) for name in set(ours)}
     right = np.array([named[name] for name in ours]) == truth
-    for key in ("domain_probability", "domain_stability"):
+    for key in ("domain_confidence", "domain_stability"):
         value = np.concatenate([table.obs[key] for table in tables])
         assert ((value >= 0) & (value <= 1)).all()
         print(f"\n{key}: area under the curve of being right {roc_auc_score(right, value):.3f}")

@@ -103,6 +103,10 @@ def assert_as_in_memory(folder: Path, expected: list[anndata.AnnData]) -> None:
         assert found["domain_leaf"].astype(object).fillna("").tolist() == leaves
         latents = np.stack(found["niche_latent"].to_list())
         assert np.array_equal(np.nan_to_num(latents), table.obsm["niche_latent"])
+        for column in ("domain_confidence", "domain_stability"):
+            assert np.array_equal(found[column], table.obs[column], equal_nan=True), column
+        probable = np.stack(found["domain_probabilities"].to_list())
+        assert np.array_equal(probable, table.obsm["domain_probabilities"], equal_nan=True)
 
 
 def in_memory(start=None, zero_shot=False, **assigned) -> list[anndata.AnnData]:
@@ -112,6 +116,7 @@ def in_memory(start=None, zero_shot=False, **assigned) -> list[anndata.AnnData]:
     model = start if zero_shot else cq.domains.Model.train(made, start=start, n_domains=n)
     model.compute_representations(made, zero_shot=zero_shot, n_domains=n)
     model.assign_domains(made, **assigned)
+    model.domain_confidence(made)
     return made
 
 
@@ -182,6 +187,9 @@ def test_how_many_domains(graphs, trained, tmp_path):
     assert (len(three["domains"]), three["level_used"]) == (3, 3)
     many = about("many", domains_level=1000)
     assert (many["level_asked"], many["level_used"]) == (1000, n)
+    # So many probabilities of each cell would be no result.
+    judged = [read_cells(tmp_path / name / "a.domains.parquet").confidence is not None for name in ("three", "many")]
+    assert judged == [True, len(many["domains"]) <= 64]
     leiden = about("leiden", domains_resolution=1.0)
     assert leiden["level_used"] is None
     assert all(name.startswith("L") for name in leiden["domains"])
@@ -205,6 +213,10 @@ def test_copies_have_the_domains_and_all_that_was_there(cohort, graphs, trained,
         expected = np.array([*cells.names, ""], dtype=object)[cells.domain]
         assert texts(found.obs["domain"]) == expected.tolist()
         assert np.array_equal(found.obsm["niche_latent"], np.nan_to_num(cells.latents))
+        assert np.array_equal(found.obs["domain_confidence"], cells.confidence.own, equal_nan=True)
+        assert np.array_equal(found.obs["domain_stability"], cells.confidence.stability, equal_nan=True)
+        assert list(found.obsm["domain_probabilities"].columns) == cells.names
+        assert np.array_equal(found.obsm["domain_probabilities"], cells.confidence.probabilities, equal_nan=True)
         assert (found.X != table.X).nnz == 0
         assert found.uns.get("kept") == table.uns.get("kept")
         assert found.obs["sample"].unique().tolist() == [name]

@@ -15,7 +15,7 @@ from cellquilt.domains.hierarchy import Hierarchy, communities
 from cellquilt.domains.hub import model_folder
 from cellquilt.domains.prototypes import Metric, Prototypes
 from cellquilt.domains.slides import SlideCells, Slides
-from cellquilt.domains.stability import Bootstraps, Levels, domain_probabilities, stable_levels
+from cellquilt.domains.stability import Judge, Levels, stable_levels
 from cellquilt.domains.tables import ABOUT, slides_of, tables_of
 
 if TYPE_CHECKING:
@@ -349,7 +349,7 @@ class Model:
     ) -> None:
         """How sure the domain of each cell is.
 
-        Tables get ``obsm["{domain}_probabilities"]``, a column a domain; ``obs["{domain}_probability"]``, that of the
+        Tables get ``obsm["{domain}_probabilities"]``, a column a domain; ``obs["{domain}_confidence"]``, that of the
         cell's own domain; and ``obs["{domain}_stability"]``, the share of bootstrap samples by which the cell gets it
         again. Cells without a domain have NaN.
 
@@ -371,22 +371,30 @@ class Model:
         for table, code in zip(tables, codes, strict=True):
             leaf = table.obs[LEAF].cat.codes.to_numpy()
             domain[leaf[code >= 0]] = code[code >= 0]
-        sample = sample_of(latents, seed)
-        with_domain = domain[self.leaves(sample)]
-        there = with_domain >= 0
-        again = Bootstraps.of(sample[there], with_domain[there], self.encoder.metric, n_samples=bootstraps, seed=seed)
+        judge = self.judge(latents, domain, bootstraps=bootstraps, seed=seed)
         for table, part, code in zip(tables, latents, codes, strict=True):
-            valid = code >= 0
-            probable = np.full((table.n_obs, len(names)), np.nan, dtype=np.float32)
-            stable = np.full(table.n_obs, np.nan, dtype=np.float32)
-            if valid.any():
-                probable[valid] = domain_probabilities(self._prototypes, domain, part[valid])
-                stable[valid] = again.same(part[valid], code[valid].astype(np.int64))
-            table.obsm[f"{domain_key}_probabilities"] = pd.DataFrame(probable, index=table.obs_names, columns=names)
-            own = np.full(table.n_obs, np.nan, dtype=np.float32)
-            own[valid] = probable[valid, code[valid]]
-            table.obs[f"{domain_key}_probability"] = own
-            table.obs[f"{domain_key}_stability"] = stable
+            found = judge.confidence(part, code, len(names))
+            table.obsm[f"{domain_key}_probabilities"] = pd.DataFrame(
+                found.probabilities, index=table.obs_names, columns=names
+            )
+            table.obs[f"{domain_key}_confidence"] = found.own
+            table.obs[f"{domain_key}_stability"] = found.stability
+
+    def judge(
+        self, latents: Sequence[NDArray[np.float32]], domain: NDArray[np.int64], *, bootstraps: int = 8, seed: int = 0
+    ) -> Judge:
+        """What says how sure domains are, of a sample of all slides' latents.
+
+        Parameters
+        ----------
+        latents
+            Of each slide (n_cells, size); NaN for cells that have none.
+        domain
+            (n_prototypes,) the domain of each, -1 for those that no cell has.
+        bootstraps, seed
+            See `domain_confidence`.
+        """
+        return Judge.of(self._prototypes, domain, sample_of(latents, seed), bootstraps=bootstraps, seed=seed)
 
     def domains_of(
         self,

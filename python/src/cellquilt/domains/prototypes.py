@@ -76,7 +76,8 @@ class Prototypes:
             vectors, groups = _grouped_centres(latents, n, seed, min(n_domains, n))
         made = cls(vectors, metric)
         nearest, distance = made.nearest(latents)
-        share = np.bincount(nearest, minlength=n) / len(latents)
+        # As it is saved, so that a model says the same before and after.
+        share = (np.bincount(nearest, minlength=n) / len(latents)).astype(np.float32).astype(np.float64)
         return cls(vectors, metric, share, float(np.sqrt(np.mean(distance.astype(np.float64) ** 2))), groups)
 
     @cached_property

@@ -16,7 +16,10 @@ from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.parquet import arrow_array, write_parquet
 from cellquilt.domains.model import DOMAIN, LATENT, LEAF
+from cellquilt.domains.stability import Confidence
 
+#: Columns of a table, and of files, with what is known of how sure a domain is.
+CONFIDENCE, STABILITY, PROBABILITIES = f"{DOMAIN}_confidence", f"{DOMAIN}_stability", f"{DOMAIN}_probabilities"
 _ABOUT = b"cellquilt"
 _CELL = "cell_id"
 
@@ -37,6 +40,8 @@ class CellDomains:
         (n,) int64 number of each cell's nearest prototype, and of its domain in `names`; -1 for none. None: not yet.
     names
         Of the domains.
+    confidence
+        How sure they are; None: not known.
     about
         How they were made; plain data.
     """
@@ -47,6 +52,7 @@ class CellDomains:
     leaf: NDArray[np.int64] | None = None
     domain: NDArray[np.int64] | None = None
     names: Sequence[str] = ()
+    confidence: Confidence | None = None
     about: Mapping[str, Any] | None = None
 
     @property
@@ -58,19 +64,34 @@ class CellDomains:
 
     def write(self, output: Path, *, overwrite: bool = False) -> Path:
         """Write the file; the same cells, the same bytes."""
-        size = self.latents.shape[1]
         columns = {_CELL: pa.array(self.cells.tolist(), pa.string())}
         if self.domain is not None and self.leaf is not None:
             n_leaves = int(self.leaf.max(initial=-1)) + 1
             columns[DOMAIN] = _named(self.domain, list(self.names))
             columns[LEAF] = _named(self.leaf, [leaf_name(number) for number in range(n_leaves)])
-        flat = arrow_array(np.ascontiguousarray(self.latents, dtype=np.float32).ravel())
-        columns[LATENT] = pa.FixedSizeListArray.from_arrays(flat, size)
+        if self.confidence is not None:
+            columns[CONFIDENCE] = arrow_array(self.confidence.own)
+            columns[STABILITY] = arrow_array(self.confidence.stability)
+            columns[PROBABILITIES] = _rows(self.confidence.probabilities)
+        columns[LATENT] = _rows(self.latents)
         about = {"sample": self.sample, "names": list(self.names), **(self.about or {})}
         text = json.dumps(about, sort_keys=True).encode()
         with atomic_path(output, overwrite=overwrite) as aside:
             write_parquet(aside, pa.table(columns).replace_schema_metadata({_ABOUT: text}))
         return output
+
+
+def _rows(x: NDArray[np.float32]) -> pa.FixedSizeListArray:
+    """(n, size) as a list a cell."""
+    return pa.FixedSizeListArray.from_arrays(
+        arrow_array(np.ascontiguousarray(x, dtype=np.float32).ravel()), x.shape[1]
+    )
+
+
+def _of_rows(table: pa.Table, name: str) -> NDArray[np.float32]:
+    column, size = table.column(name).combine_chunks(), table.schema.field(name).type.list_size
+    found: NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, size)
+    return found.astype(np.float32)
 
 
 def leaf_name(number: int) -> str:
@@ -116,16 +137,17 @@ def read_cells(path: Path) -> CellDomains:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise CellquiltError("latents-invalid", f"{path} cannot be read: {error}", "make it again") from None
-    column = table.column(LATENT).combine_chunks()
-    size = table.schema.field(LATENT).type.list_size
-    latents = column.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, size).astype(np.float32)
     cells = table.column(_CELL).to_numpy()
     leaf = domain = None
     if DOMAIN in table.column_names:
         domain = _codes(table.column(DOMAIN), {name: number for number, name in enumerate(names)})
         leaves = table.column(LEAF).combine_chunks().dictionary.to_pylist()
         leaf = _codes(table.column(LEAF), {name: int(name[1:]) for name in leaves})
-    return CellDomains(sample, cells, latents, leaf, domain, names, about)
+    confidence = None
+    if CONFIDENCE in table.column_names:
+        own, stability = (table.column(name).to_numpy() for name in (CONFIDENCE, STABILITY))
+        confidence = Confidence(_of_rows(table, PROBABILITIES), own, stability)
+    return CellDomains(sample, cells, _of_rows(table, LATENT), leaf, domain, names, confidence, about)
 
 
 def _codes(column: pa.ChunkedArray, number: Mapping[str, int]) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import progress
-from cellquilt.domains.prototypes import Prototypes, unit
+from cellquilt.domains.prototypes import Metric, Prototypes, unit
 
 #: Cells by which numbers of domains are compared.
 _SAMPLE = 6_000
@@ -135,14 +135,14 @@ class Bootstraps:
     """
 
     centres: NDArray[np.float64]
-    metric: str
+    metric: Metric
 
     @classmethod
     def of(
         cls,
         sample: NDArray[np.float32],
         labels: NDArray[np.int64],
-        metric: str,
+        metric: Metric,
         *,
         n_samples: int = 8,
         seed: int = 0,
@@ -183,3 +183,80 @@ class Bootstraps:
             far = (centres[there] ** 2).sum(axis=1) - 2 * points @ centres[there].T
             same += there[far.argmin(axis=1)] == labels
         return same / np.float32(len(self.centres))
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How sure the domain of each cell is; NaN for cells without one.
+
+    Attributes
+    ----------
+    probabilities
+        (n_cells, n_domains) float32 how probable each domain is; rows add up to 1.
+    own
+        (n_cells,) float32 probability of the cell's own domain.
+    stability
+        (n_cells,) float32 share of the bootstrap samples by which the cell gets its domain again.
+    """
+
+    probabilities: NDArray[np.float32]
+    own: NDArray[np.float32]
+    stability: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges how sure domains are, slide by slide: by the prototypes, and by other samples of the cells.
+
+    Attributes
+    ----------
+    prototypes
+        Of the model.
+    domain
+        (n_prototypes,) int64 the domain of each, -1 for those of none.
+    again
+        Domains as other samples would have them.
+    """
+
+    prototypes: Prototypes
+    domain: NDArray[np.int64]
+    again: Bootstraps
+
+    @classmethod
+    def of(
+        cls,
+        prototypes: Prototypes,
+        domain: NDArray[np.int64],
+        sample: NDArray[np.float32],
+        *,
+        bootstraps: int = 8,
+        seed: int = 0,
+    ) -> "Judge":
+        """From a sample of all slides' latents, (n_cells, size) without NaN."""
+        labels = domain[prototypes.nearest(sample)[0]]
+        there = labels >= 0
+        again = Bootstraps.of(sample[there], labels[there], prototypes.metric, n_samples=bootstraps, seed=seed)
+        return cls(prototypes, domain, again)
+
+    def confidence(self, latents: NDArray[np.float32], codes: NDArray[np.integer], n_domains: int) -> Confidence:
+        """Of a slide's cells.
+
+        Parameters
+        ----------
+        latents
+            (n_cells, size).
+        codes
+            (n_cells,) their domains, -1 for none.
+        n_domains
+            How many there are in all slides.
+        """
+        codes = np.asarray(codes, dtype=np.int64)
+        valid = codes >= 0
+        probable = np.full((len(latents), n_domains), np.nan, dtype=np.float32)
+        own, stable = (np.full(len(latents), np.nan, dtype=np.float32) for _ in range(2))
+        if valid.any():
+            found = domain_probabilities(self.prototypes, self.domain, latents[valid])
+            probable[valid, : found.shape[1]], probable[valid, found.shape[1] :] = found, 0.0
+            own[valid] = probable[valid, codes[valid]]
+            stable[valid] = self.again.same(latents[valid], codes[valid])
+        return Confidence(probable, own, stable)

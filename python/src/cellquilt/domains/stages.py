@@ -30,9 +30,12 @@ from cellquilt.domains.analysis.files import read_tables
 from cellquilt.domains.checkpoint import checksum
 from cellquilt.domains.hub import model_folder
 from cellquilt.domains.results import (
+    CONFIDENCE,
     DOMAIN,
     LATENT,
     LEAF,
+    PROBABILITIES,
+    STABILITY,
     CellDomains,
     LatentFiles,
     about_file,
@@ -53,6 +56,8 @@ DOMAINS_FILE = ".domains.parquet"
 #: Of images alone, channels from which on they tell cells apart.
 _LEAST_CHANNELS = 10
 _LEAST_CELLS = 3
+#: Domains beyond which a probability of each for each cell is no compact result.
+_MOST_JUDGED = 64
 #: Packages whose version may change the domains.
 _NUMERICAL = ("numba", "numpy", "scikit-learn", "scipy")
 #: What a slide of the pipeline may lack, without a mistake of anybody's.
@@ -329,7 +334,7 @@ def assign_domains(
     from cellquilt.domains.model import threads_of
 
     refuse_existing(output, overwrite)
-    files = LatentFiles(latents)
+    files, seed = LatentFiles(latents), settings["domains_seed"]
     model, of = _model(settings, weights)
     for path in files.paths:
         if about_file(path).get("model") != of:
@@ -338,7 +343,7 @@ def assign_domains(
             )
     with threads_of(settings["threads"]):
         if settings["domains"] == "zeroshot" or not len(model.prototypes):
-            model.make_prototypes(files, n_domains=settings["domains_n"], seed=settings["domains_seed"])
+            model.make_prototypes(files, n_domains=settings["domains_n"], seed=seed)
         used = np.unique(np.concatenate([np.unique(model.leaves(part)) for part in files]))
         place, names, level = _domains(model, used[used >= 0], settings)
         with atomic_path(output, overwrite=overwrite) as aside:
@@ -346,12 +351,19 @@ def assign_domains(
             model.save_pretrained(aside / "model")
             about = _about(model, settings, level, used)
             about |= {"model_sha256": checksum(aside / "model"), "start_sha256": of}
+            judge = None
+            if len(names) <= _MOST_JUDGED:
+                # Prototypes that no cell is nearest to say nothing of a domain.
+                judge = model.judge(files, np.where(np.isin(np.arange(len(place)), used), place, -1), seed=seed)
+            else:
+                LOG.warning("how sure domains are is judged of up to %d, not of %d", _MOST_JUDGED, len(names))
             counts: dict[str, dict[str, int]] = {}
             without: dict[str, int] = {}
             for cells in files.cells():
                 leaf = model.leaves(cells.latents)
                 domain = np.append(place, -1)[leaf]
-                found = replace(cells, leaf=leaf, domain=domain, names=names, about=about)
+                sure = judge and judge.confidence(cells.latents, domain, len(names))
+                found = replace(cells, leaf=leaf, domain=domain, names=names, confidence=sure, about=about)
                 found.write(aside / f"{cells.sample}{DOMAINS_FILE}")
                 counts[cells.sample] = found.counts
                 without[cells.sample] = int((domain < 0).sum())
@@ -415,8 +427,8 @@ def annotate_table(
     table
         What `prepare_slide` was given.
     output
-        The copy to make, of the same kind. It gets ``obs["domain"]``, ``obs["domain_leaf"]`` and
-        ``obsm["niche_latent"]`` (zeros for cells that have none).
+        The copy to make, of the same kind. It gets ``obs["domain"]``, ``obs["domain_leaf"]``,
+        ``obsm["niche_latent"]`` (zeros for cells that have none), and what `Model.domain_confidence` gives.
     domains
         The slide's file of what `assign_domains` wrote.
     graph
@@ -532,6 +544,11 @@ def _annotate(
         column = f"sheet_{name}" if name in obs and name != "sample" else name
         obs[column] = pd.Categorical.from_codes(np.zeros(len(obs), dtype=np.int8), [value])
     parts: dict[str, dict[str, Any]] = {"obsm": {LATENT: np.nan_to_num(found.latents)}}
+    if found.confidence is not None:
+        obs[CONFIDENCE], obs[STABILITY] = found.confidence.own, found.confidence.stability
+        parts["obsm"][PROBABILITIES] = pd.DataFrame(
+            found.confidence.probabilities, index=obs.index, columns=list(found.names)
+        )
     if graph is not None:
         parts["obsp"] = matrices_of(read_slide(graph).graph)
         parts["uns"] = {ABOUT: zarr_json.read_attributes(graph)["cellquilt"]["graph"]}
