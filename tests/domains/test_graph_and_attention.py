@@ -1,11 +1,14 @@
 """The graph against scipy, neighbourhoods against products of matrices, attention against whole matrices."""
 
+import anndata
+import cellquilt as cq
 import numpy as np
 import pytest
 import torch
+from cellquilt.core.errors import CellquiltError
 from cellquilt.domains.neighbourhoods import at, make_batch, within
 from cellquilt.domains.published.attention import GraphAttention, interleaved, own_lengths
-from cellquilt.geometry.neighbours import SpatialGraph, neighbour_graph
+from cellquilt.geometry.neighbours import SpatialGraph, neighbour_graph, neighbours_in_grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix, identity
@@ -46,6 +49,78 @@ def test_a_square_grid(n_neighbours, inner):
     degree = neighbour_graph(xy, mode="grid", n_neighbours=n_neighbours).degree.reshape(10, 10)
     assert (degree[1:-1, 1:-1] == inner).all()
     assert degree[0, 0] == {4: 2, 8: 3}[n_neighbours]
+
+
+def grid(kind: str, n: int = 20, pitch: float = 16.0, degrees: float = 0.0) -> np.ndarray:
+    """(n², 2) places on squares or triangles, turned, in random order."""
+    column, row = np.meshgrid(np.arange(n, dtype=float), np.arange(n, dtype=float))
+    if kind == "triangles":
+        column, row = column + 0.5 * (row % 2), row * np.sqrt(3) / 2
+    angle = np.deg2rad(degrees)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    xy = np.stack([column, row], axis=-1).reshape(-1, 2) @ turn.T * pitch + 1000
+    return np.random.default_rng(4).permutation(xy)
+
+
+GRIDS = {"squares": 8, "triangles": 6}
+
+
+@pytest.mark.parametrize("degrees", [0, 17, 45])
+@pytest.mark.parametrize("pitch", [2.0, 16.0, 100.0])
+@pytest.mark.parametrize("kind", GRIDS)
+def test_grids_are_recognised(kind, pitch, degrees):
+    xy, rng = grid(kind, pitch=pitch, degrees=degrees), np.random.default_rng(5)
+    kept = rng.random(len(xy)) > 0.3
+    jittered = xy + rng.normal(0, 0.01 * pitch, xy.shape)
+    for places_ in (xy, xy[kept], jittered, np.round(xy * 40 / pitch)):
+        assert neighbours_in_grid(places_) == GRIDS[kind]
+    table = anndata.AnnData(np.ones((int(kept.sum()), 1), dtype=np.float32))
+    table.obsm["spatial"] = xy[kept]
+    cq.spatial_neighbors(table)  # also where the pitch is beyond the radius
+    assert table.uns["spatial_neighbors"]["mode"] == "grid"
+    reach = pitch * (1.3 * np.sqrt(2) if kind == "squares" else 1.3)
+    near = np.linalg.norm(xy[kept][:, None] - xy[kept][None], axis=-1)
+    want = (near > 0) & (near < reach)
+    assert np.array_equal(table.obsp["spatial_distances"].toarray() > 0, want)
+
+
+def test_what_is_no_grid(caplog):
+    rng = np.random.default_rng(6)
+    relaxed = rng.uniform(0, 300, (900, 2))
+    for _ in range(300):  # cells that keep away from each other, as evenly as cells ever lie
+        near, other = cKDTree(relaxed).query(relaxed, 7)
+        away = relaxed[:, None] - relaxed[other[:, 1:]]
+        relaxed = (relaxed + 0.3 * (away / near[:, 1:, None] ** 2).sum(axis=1)).clip(0, 300)
+    line = np.column_stack([np.arange(50.0), np.zeros(50)])
+    rows = np.stack(np.meshgrid(np.arange(20) * 10.0, np.arange(20) * 25.0), axis=-1).reshape(-1, 2)
+    for xy in (places(1), relaxed, line, rows, np.zeros((50, 2)), grid("squares", 5), grid("squares")[:0]):
+        assert neighbours_in_grid(xy) == 0
+    for kind in GRIDS:
+        shaken = grid(kind) + rng.normal(0, 2.5, (400, 2))
+        assert neighbours_in_grid(shaken) == 0
+        got, want = neighbour_graph(shaken, radius_um=80), neighbour_graph(shaken, mode="delaunay", radius_um=80)
+        assert np.array_equal(got.indices, want.indices)
+    table = anndata.AnnData(np.ones((400, 1), dtype=np.float32))
+    table.obsm["spatial"] = grid("squares", pitch=1.0)
+    with pytest.raises(CellquiltError, match="1 µm apart"):
+        cq.spatial_neighbors(table)
+    cq.spatial_neighbors(table, mode="grid")  # the user's word
+    with caplog.at_level("INFO"):
+        cq.spatial_neighbors(table, scale_to_um=55)
+    assert "on a grid of squares" in caplog.text
+
+
+def test_a_large_grid_and_one_of_two_slides():
+    assert neighbours_in_grid(grid("squares", 200, degrees=3)) == 8
+    assert neighbours_in_grid(grid("triangles", 200, degrees=3)) == 6
+    table = anndata.AnnData(np.ones((600, 1), dtype=np.float32))
+    table.obsm["spatial"] = np.concatenate([grid("triangles"), places(2)])
+    table.obs["slide"] = ["a"] * 400 + ["b"] * 200
+    cq.spatial_neighbors(table, slide_key="slide")
+    assert table.uns["spatial_neighbors"]["mode"] == "auto"
+    degree = np.diff(table.obsp["spatial_distances"].indptr)
+    assert degree[:400].max() == 6
+    assert degree[400:].max() > 6
 
 
 def test_cells_in_one_place_and_on_a_line_keep_their_edges():

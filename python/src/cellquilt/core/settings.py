@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cellquilt import __version__
 from cellquilt.core.errors import CellquiltError, SeveralErrors, did_you_mean
 
 Kind = Literal["int", "float", "str", "bool", "list"]
@@ -43,6 +44,7 @@ CHAINS = (
 #: Group of settings → what it is about, and the pipeline stages that are handed its values.
 GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "run": ("Input, output and how the run behaves", ()),
+    "site": ("Where tasks run", ()),
     "preview": ("Try parameters on a few windows", ("preview",)),
     "convert": ("Reading the machine's output", ("convert",)),
     "tissue": ("Finding the tissue", ("tissue",)),
@@ -139,6 +141,10 @@ def _run(name: str, kind: Kind, default: Value, text: str, **rest: Any) -> Setti
     return Setting(name, "run", kind, default, text, per_sample=False, **rest)
 
 
+def _site(name: str, kind: Kind, default: Value, text: str, **rest: Any) -> Setting:
+    return Setting(name, "site", kind, default, text, per_sample=False, **rest)
+
+
 SETTINGS: tuple[Setting, ...] = (
     # --- run
     _run("input", "str", None, "Sample sheet (CSV or TSV): one row a slide.", required=True),
@@ -162,6 +168,51 @@ SETTINGS: tuple[Setting, ...] = (
         choices=("merscope", "xenium"),
     ),
     _run("max_retries", "int", 2, "How often a task is tried again after running out of memory or time.", minimum=0),
+    _run(
+        "on_sample_error",
+        "str",
+        "skip",
+        "When a sample fails: go on with the others, or stop the run once the tasks that run have ended.",
+        choices=("skip", "stop"),
+    ),
+    _run("email_on_fail", "str", None, "Where to send the summary of a run that failed.", pattern=r"^[^@\s]+@[^@\s]+$"),
+    # --- site
+    _site(
+        "container_registry", "str", "localhost/", "Where the images are, up to their names.", pattern=r"^([^\s]+/)?$"
+    ),
+    _site("container_version", "str", __version__, "Tag of the images.", pattern=r"^(?!latest$)[\w][\w.-]*$"),
+    _site("queue", "str", None, "Queue, partition or pool of the scheduler for tasks without a GPU; default: its own."),
+    _site("gpu_queue", "str", None, "Queue, partition or pool for tasks with a GPU; default: that of the others."),
+    _site(
+        "gpu_options",
+        "str",
+        None,
+        "What a scheduler is told for a GPU; default: '--gres=gpu:1' (Slurm), '-gpu num=1' (LSF), ngpus=1 (PBS).",
+    ),
+    _site(
+        "gpu_type", "str", None, "Type of GPU on clouds that have several; default: the cloud's cheapest common one."
+    ),
+    _site("gpus", "int", None, "GPUs of this machine to use, one task on each; default: one.", minimum=1),
+    _site("gpu_fallback", "bool", False, "Where a GPU is asked for and there is none: use the processor, and say so."),
+    _site("project", "str", None, "Account or project that is charged (Slurm, LSF, PBS, Google)."),
+    _site("region", "str", None, "Region of the cloud."),
+    _site(
+        "workdir_bucket",
+        "str",
+        None,
+        "Folder of an object store for the work of cloud runs: s3://bucket/work, gs://bucket/work, az://container/work.",
+        pattern=r"^(s3|gs|az)://[^/\s]+/[^\s]+$",
+    ),
+    _site("spot", "bool", True, "On clouds: use machines that may be taken back; their tasks are tried again."),
+    _site("storage_claim", "str", None, "Kubernetes: the persistent volume claim that all pods share."),
+    _site(
+        "custom_config_base",
+        "str",
+        None,
+        "Folder or address of institutional configurations; default: nf-core's.",
+        hidden=True,
+    ),
+    _site("custom_config_version", "str", "master", "Version of nf-core's institutional configurations.", hidden=True),
     # --- preview
     Setting(
         "preview",
@@ -841,10 +892,10 @@ SETTINGS: tuple[Setting, ...] = (
         "domains_graph",
         "domains_graph",
         "str",
-        "delaunay",
-        "Who is whose neighbour: Delaunay triangulation, the nearest cells, or the grid of spots and bins.",
+        "auto",
+        "Who is whose neighbour: Delaunay triangulation, the nearest cells, or the grid of spots and bins; auto looks at it.",
         keyword="mode",
-        choices=("delaunay", "knn", "grid"),
+        choices=("auto", "delaunay", "knn", "grid"),
     ),
     Setting(
         "domains_kind",

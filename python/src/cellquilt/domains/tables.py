@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import LOG
-from cellquilt.geometry.neighbours import MODES, SpatialGraph, neighbour_graph
+from cellquilt.geometry.neighbours import MODES, SpatialGraph, neighbour_graph, neighbours_in_grid
 from cellquilt.geometry.polygons import offsets_of, ranges
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 DISTANCES, CONNECTIVITIES, ABOUT = "spatial_distances", "spatial_connectivities", "spatial_neighbors"
 #: Median distances (µm) of neighbouring cells outside this mean that the coordinates are in another unit.
 _USUAL_UM = (2.0, 100.0)
+#: The same of spots and bins.
+_USUAL_GRID_UM = (1.5, 300.0)
 #: Cells with fewer neighbours on average are a radius that is too small.
 _FEW_NEIGHBOURS = 3.5
 
@@ -29,7 +31,7 @@ def spatial_neighbors(
     radius: float | None = 80.0,
     slide_key: str | None = None,
     *,
-    mode: str = "delaunay",
+    mode: str = "auto",
     n_neighbours: int | None = None,
     scale_to_um: float = 1.0,
 ) -> None:
@@ -41,13 +43,14 @@ def spatial_neighbors(
         One or several tables with ``obsm["spatial"]``, (n_cells, 2). They get ``obsp["spatial_distances"]`` in µm,
         ``obsp["spatial_connectivities"]`` and ``uns["spatial_neighbors"]``.
     radius
-        Longest edge in µm; None keeps all.
+        Longest edge in µm; None keeps all. Not asked in a grid, whose pitch says who is near.
     slide_key
         Column of `obs` that names the slides; None: each table is one.
     mode
-        ``delaunay``, ``knn``, or ``grid`` for spots and bins.
+        ``delaunay``, ``knn``, or ``grid`` for spots and bins; ``auto`` looks at the coordinates: ``grid`` where they
+        lie on one of squares or triangles, turned or not, else ``delaunay``.
     n_neighbours
-        For ``knn`` and ``grid``; default 6.
+        For ``knn``, default 6, and ``grid``, by default 8 in a grid of squares and 6 in others.
     scale_to_um
         Length in µm of a unit of the coordinates.
 
@@ -64,15 +67,23 @@ def spatial_neighbors(
             raise CellquiltError("radius-invalid", f"{what} is {value}; a length above 0 was expected")
     for table in tables_of(adata):
         xy = coordinates_of(table) * scale_to_um
-        graphs = []
+        graphs, modes = [], set()
         for slide in slides_of(table, slide_key):
-            graph = neighbour_graph(xy[slide.rows], mode=mode, radius_um=radius, n_neighbours=n_neighbours)
-            _check_graph(slide.name, graph, mode, radius)
+            places, used = xy[slide.rows], mode
+            if mode == "auto":
+                in_grid = neighbours_in_grid(places)
+                used = "grid" if in_grid else "delaunay"
+                if in_grid:
+                    kind = "squares" if in_grid == 8 else "triangles"
+                    LOG.info("%s: the coordinates lie on a grid of %s: neighbours are those in it", slide.name, kind)
+            graph = neighbour_graph(places, mode=used, radius_um=radius, n_neighbours=n_neighbours)
+            _check_graph(slide.name, graph, used, radius, found=mode == "auto")
             graphs.append((slide.rows, graph))
+            modes.add(used)
         together = _together(graphs, table.n_obs)
         for key, matrix in matrices_of(together).items():
             table.obsp[key] = matrix
-        about = {"mode": mode, "radius_um": radius, "n_neighbours": n_neighbours, "slide_key": slide_key}
+        about = {"mode": modes.pop() if len(modes) == 1 else mode, "radius_um": radius, "n_neighbours": n_neighbours, "slide_key": slide_key}
         table.uns[ABOUT] = {key: value for key, value in about.items() if value is not None}
 
 
@@ -150,11 +161,12 @@ def coordinates_of(table: "AnnData") -> NDArray[np.float64]:
     return xy
 
 
-def _check_graph(name: str, graph: SpatialGraph, mode: str, radius: float | None) -> None:
-    """Refuse coordinates that cannot be µm, point out a radius that is too small."""
+def _check_graph(name: str, graph: SpatialGraph, mode: str, radius: float | None, *, found: bool) -> None:
+    """Refuse coordinates that cannot be µm, point out a radius that is too small; a grid that was asked for may be any."""
+    usual = _USUAL_UM if mode != "grid" else _USUAL_GRID_UM if found else (0.0, np.inf)
     median = float(np.median(graph.distance_um)) if graph.distance_um.size else np.inf
     few = f"{name}: a cell has {graph.degree.mean() if len(graph) else 0:.1f} neighbours on average"
-    if mode != "grid" and len(graph) > 2 and not _USUAL_UM[0] <= median <= _USUAL_UM[1]:
+    if len(graph) > 2 and not usual[0] <= median <= usual[1]:
         said = "there are no neighbours" if np.isinf(median) else f"half of the neighbours are {median:.3g} µm apart"
         raise CellquiltError(
             "coordinates-not-um",

@@ -12,9 +12,15 @@ from scipy.spatial import Delaunay, QhullError, cKDTree
 from cellquilt.geometry.delaunay import triangulate
 from cellquilt.geometry.polygons import offsets_of
 
-MODES = ("delaunay", "knn", "grid")
+MODES = ("auto", "delaunay", "knn", "grid")
 #: Neighbours in a grid farther than this times the median distance of the nearest are not neighbours: the grid ends.
 _GRID_REACH = 1.3
+#: Places by which a grid is recognised, and fewest.
+_GRID_SAMPLE, _LEAST_PLACES = 20_000, 30
+#: Of a grid so large a share of places has a neighbour as near as usual, up to this: coordinates are rounded to pixels.
+_GRID_SHARE, _GRID_TOLERANCE = 0.9, 0.05
+#: Angles between neighbours are whole parts of a turn: 1 where they all are, 0 where they are any.
+_GRID_ORDER = 0.9
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ def _rows(row, column, length, offsets):
 def neighbour_graph(
     xy_um: NDArray[np.floating],
     *,
-    mode: str = "delaunay",
+    mode: str = "auto",
     radius_um: float | None = None,
     n_neighbours: int | None = None,
 ) -> SpatialGraph:
@@ -113,11 +119,12 @@ def neighbour_graph(
         (n, 2) centres in µm, finite.
     mode
         ``delaunay``: edges of the Delaunay triangulation. ``knn``: the nearest cells, of either; ``grid``: the nearest
-        that are not much farther than the very nearest usually are, as spots and bins have them.
+        that are not much farther than the very nearest usually are, as spots and bins have them. ``auto``: ``grid`` for
+        places on one (`neighbours_in_grid`), else ``delaunay``.
     radius_um
-        Longest edge; None keeps all.
+        Longest edge; None keeps all. In a grid its pitch says who is near.
     n_neighbours
-        For ``knn`` and ``grid``; default 6.
+        For ``knn``, default 6, and ``grid``, by default 8 in a grid of squares and 6 in others.
 
     Returns
     -------
@@ -132,11 +139,45 @@ def neighbour_graph(
         raise ValueError("coordinates must be finite")
     if n < 2:
         return SpatialGraph(np.zeros(n + 1, dtype=np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
-    a, b = _delaunay(xy) if mode == "delaunay" else _nearest(xy, n_neighbours or 6, mode == "grid")
-    if radius_um is not None:
+    in_grid = neighbours_in_grid(xy) if mode in ("auto", "grid") else 0
+    if mode == "auto":
+        mode = "grid" if in_grid else "delaunay"
+    a, b = _delaunay(xy) if mode == "delaunay" else _nearest(xy, n_neighbours or in_grid or 6, mode == "grid")
+    if radius_um is not None and mode != "grid":
         near = np.linalg.norm(xy[a] - xy[b], axis=1) <= radius_um
         a, b = a[near], b[near]
     return SpatialGraph.of_edges(a, b, xy)
+
+
+def neighbours_in_grid(xy: NDArray[np.floating]) -> int:
+    """How many neighbours places have if they lie on a grid: 8 on one of squares, 6 on one of triangles, 0 on none.
+
+    The grid may be turned, mirrored, and lack places. Looked at are distances to the nearest places, all of which must
+    be the same, and directions, all of which must be a quarter or a sixth of a turn from each other.
+
+    Parameters
+    ----------
+    xy
+        (n, 2) places, finite, in any unit.
+    """
+    if len(xy) < _LEAST_PLACES:
+        return 0
+    if len(xy) > _GRID_SAMPLE:  # a strip in the middle
+        far = np.abs(xy[:, 0] - np.median(xy[:, 0]))
+        xy = xy[np.argpartition(far, _GRID_SAMPLE)[:_GRID_SAMPLE]]
+    length, found = cKDTree(xy).query(xy, k=7)
+    pitch = float(np.median(length[:, 1]))
+    if not pitch or (np.abs(length[:, 1] / pitch - 1) <= _GRID_TOLERANCE).mean() < _GRID_SHARE:
+        return 0
+    place, which = np.nonzero(np.abs(length / pitch - 1) <= 2 * _GRID_TOLERANCE)
+    if place.size < 2 * len(xy):  # on a line
+        return 0
+    x, y = (xy[found[place, which]] - xy[place]).T
+    angle = np.arctan2(y, x)
+    for turn, neighbours in ((4, 8), (6, 6)):
+        if np.abs(np.exp(1j * turn * angle).mean()) >= _GRID_ORDER:
+            return neighbours
+    return 0
 
 
 def _delaunay(xy: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
