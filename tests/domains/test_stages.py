@@ -17,8 +17,9 @@ from cellquilt.core.errors import CellquiltError
 from cellquilt.core.settings import BY_NAME, Settings
 from cellquilt.domains import stages
 from cellquilt.domains.checkpoint import checksum
+from cellquilt.domains.published.expression import _variable
 from cellquilt.domains.results import read_cells
-from cellquilt.domains.slides import read_slide
+from cellquilt.domains.slides import Slides, read_slide
 from sklearn.metrics import adjusted_rand_score
 
 NAMES = ("a", "b", "c")
@@ -368,3 +369,33 @@ def test_a_checkpoint_of_novae(tmp_path):
         assert texts(cells["domain_leaf"]) == texts(table.obs["domain_leaf"])
     about = json.loads((found / "domains.json").read_text())
     assert (about["mode"], about["recipe"], about["level_used"]) == ("zeroshot", "published", 5)
+
+
+def test_published_training_chooses_the_genes_of_the_cohort(tmp_path):
+    """As in memory, and so that no slide's latents depend on which others are embedded beside it."""
+    made = cq.simulate.cell_tables(slides=2, n_cells=150, n_genes=130, panels=1, seed=8)
+    paths = []
+    for number, table in enumerate(made):
+        paths.append(tmp_path / f"s{number}.h5ad")
+        table.write_h5ad(paths[-1])
+    graphs = [stages.prepare_slide(path, tmp_path / f"{path.stem}.graph.zarr", settings=Settings()) for path in paths]
+    given = {"domains": "train", "domains_recipe": "published", "domains_max_epochs": 1}
+    found = run(graphs, tmp_path / "run", **given)
+    cq.spatial_neighbors(made)
+    model = cq.domains.Model.train(made, recipe="published", max_epochs=1)
+    model.compute_representations(made)
+    model.assign_domains(made)
+    model.domain_confidence(made)
+    own = [sorted(_variable([slide])) for slide in Slides.of_stores(graphs)]
+    assert model.vocabulary.names == sorted(_variable(Slides.of_stores(graphs)))
+    assert 0 < len(model.vocabulary) < 130
+    assert model.vocabulary.names not in own
+    for name, table in zip(("s0", "s1"), made, strict=True):
+        cells = read_cells(found / f"{name}.domains.parquet")
+        assert np.array_equal(np.nan_to_num(cells.latents), table.obsm["niche_latent"])
+        assert texts(table.obs["domain"]) == np.array([*cells.names, ""], dtype=object)[cells.domain].tolist()
+        assert np.array_equal(cells.confidence.stability, table.obs["domain_stability"], equal_nan=True)
+    alone = made[0].copy()
+    loaded = cq.domains.Model.from_pretrained(found / "model")
+    loaded.compute_representations(alone)
+    assert np.array_equal(alone.obsm["niche_latent"], made[0].obsm["niche_latent"])

@@ -238,6 +238,12 @@ def _bent(x: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
     return np.log1p(x) if kind == "counts" else np.arcsinh(x) if kind == "protein" else x
 
 
+def scaled_to(total: NDArray[np.floating], target: float) -> NDArray[np.float32]:
+    """(n_cells,) what brings cells of so many molecules to the target; 1 for cells without any."""
+    some = total > 0
+    return np.where(some, target / np.where(some, total, 1), 1.0).astype(np.float32)
+
+
 def totals(matrix: Any, panel: Panel, divisor: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
     """(n_cells,) sum over the panel's columns of x / d."""
     weight = np.zeros(matrix.shape[1])

@@ -83,9 +83,7 @@ class CellDomains:
 
 def _rows(x: NDArray[np.float32]) -> pa.FixedSizeListArray:
     """(n, size) as a list a cell."""
-    return pa.FixedSizeListArray.from_arrays(
-        arrow_array(np.ascontiguousarray(x, dtype=np.float32).ravel()), x.shape[1]
-    )
+    return pa.FixedSizeListArray.from_arrays(arrow_array(np.ascontiguousarray(x, dtype=np.float32).ravel()), x.shape[1])
 
 
 def _of_rows(table: pa.Table, name: str) -> NDArray[np.float32]:

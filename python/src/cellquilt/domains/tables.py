@@ -83,7 +83,8 @@ def spatial_neighbors(
         together = _together(graphs, table.n_obs)
         for key, matrix in matrices_of(together).items():
             table.obsp[key] = matrix
-        about = {"mode": modes.pop() if len(modes) == 1 else mode, "radius_um": radius, "n_neighbours": n_neighbours, "slide_key": slide_key}
+        used = modes.pop() if len(modes) == 1 else mode
+        about = {"mode": used, "radius_um": radius, "n_neighbours": n_neighbours, "slide_key": slide_key}
         table.uns[ABOUT] = {key: value for key, value in about.items() if value is not None}
 
 
@@ -162,7 +163,7 @@ def coordinates_of(table: "AnnData") -> NDArray[np.float64]:
 
 
 def _check_graph(name: str, graph: SpatialGraph, mode: str, radius: float | None, *, found: bool) -> None:
-    """Refuse coordinates that cannot be µm, point out a radius that is too small; a grid that was asked for may be any."""
+    """Refuse coordinates that cannot be µm, point out a radius that is too small. A grid that was asked for may be any."""
     usual = _USUAL_UM if mode != "grid" else _USUAL_GRID_UM if found else (0.0, np.inf)
     median = float(np.median(graph.distance_um)) if graph.distance_um.size else np.inf
     few = f"{name}: a cell has {graph.degree.mean() if len(graph) else 0:.1f} neighbours on average"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellquilt.domains.expression import Expression, Panel, totals
+from cellquilt.domains.expression import Expression, Panel, scaled_to, totals
 
 #: Molecules of each gene, or cells, that a slide must show before its numbers are believed.
 _BELIEF_MOLECULES, _BELIEF_CELLS = 10.0, 20.0
@@ -101,7 +101,7 @@ class Scale:
         if self.kind == "counts":
             total = totals(matrix, panel, divisor.astype(np.float32))
             target = self.target * self.rate[genes].sum()
-            scale = np.where(total > 0, target / np.where(total > 0, total, 1), 1).astype(np.float32)
+            scale = scaled_to(total, target)
         elif self.kind == "protein":
             divisor = self.cofactor[genes]
         single = [part.astype(np.float32) for part in (divisor, mean, self.std[genes])]

@@ -12,7 +12,7 @@ from cellquilt.core.log import LOG, progress
 from cellquilt.domains.expression import Vocabulary
 from cellquilt.domains.neighbourhoods import at, make_batch, within
 from cellquilt.domains.prototypes import Metric, Prototypes
-from cellquilt.domains.published.expression import published_expression, with_variable_genes
+from cellquilt.domains.published.expression import GeneChoice, published_expression, with_variable_genes
 from cellquilt.domains.published.network import Network
 from cellquilt.domains.slides import IMAGE, SlideCells, Slides
 
@@ -56,8 +56,8 @@ class PublishedEncoder:
         return Prototypes(self.network.prototypes.detach().cpu().numpy().copy())
 
     def prepare(self, slides: Slides) -> Slides:
-        """Choose the genes of a cohort in memory."""
-        return with_variable_genes(slides)
+        """Choose the genes of a cohort: as in training, for slides of the panel of then."""
+        return with_variable_genes(slides, GeneChoice.from_config(self.config))
 
     def image_of(self, slide: SlideCells) -> NDArray[np.float32] | None:
         """What an image shows around each cell, where the model was trained with it.
@@ -101,7 +101,7 @@ class PublishedEncoder:
             ``genes-twice``, ``genes-unknown``, ``image-embeddings``.
         """
         image = self.image_of(slide)
-        expression = published_expression(slide, self.vocabulary)
+        expression = published_expression(slide, self.vocabulary, GeneChoice.from_config(self.config))
         graph, network = slide.graph, self.network
         near = within(graph, int(self.config["n_hops_local"]))
         valid = np.flatnonzero(np.diff(at(graph, self.hops_view).indptr))

@@ -1,14 +1,15 @@
 """Expression as published models expect it: every gene with mean 0 and deviation 1 on its slide, of variable genes."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from cellquilt.domains.expression import Expression, Vocabulary, mean_std, panel_of
+from cellquilt.domains.expression import Expression, Panel, Vocabulary, mean_std, panel_of, scaled_to
 from cellquilt.domains.slides import SlideCells, Slides
 
 #: Panels with more genes keep the variable ones: so many, or half of them.
@@ -17,23 +18,64 @@ _PANEL_WITHOUT_CHOICE, _ENOUGH_VARIABLE = 100, 500
 _SAMPLE = 100_000
 
 
-def with_variable_genes(slides: Slides) -> Slides:
+@dataclass(frozen=True)
+class GeneChoice:
+    """The genes that were chosen of the panel of a cohort.
+
+    Attributes
+    ----------
+    panel
+        Digest of the panel's genes.
+    genes
+        Those chosen, in lower case.
+    """
+
+    panel: str
+    genes: frozenset[str]
+
+    @classmethod
+    def of(cls, slides: Slides) -> "GeneChoice | None":
+        """By the cells of all slides, one slide in memory at a time; None where they have different panels."""
+        panel = _panel(slides[0].genes)
+        if any(_panel(slide.genes) != panel for slide in slides):
+            return None
+        return cls(panel, frozenset(_variable(slides)))
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "GeneChoice | None":
+        """What the ``config.json`` of a model says that it was trained on, if it does."""
+        said = config.get("variable_genes")
+        return None if said is None else cls(said["panel"], frozenset(said["genes"]))
+
+    def to_config(self) -> dict[str, Any]:
+        """For ``config.json``."""
+        return {"variable_genes": {"panel": self.panel, "genes": sorted(self.genes)}}
+
+    def holds_for(self, slide: SlideCells) -> bool:
+        """Whether the slide has the panel."""
+        return _panel(slide.genes) == self.panel
+
+
+def _panel(genes: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(gene.lower() for gene in genes)).encode()).hexdigest()
+
+
+def with_variable_genes(slides: Slides, known: GeneChoice | None = None) -> Slides:
     """Slides with their genes chosen: all of small panels, the variable ones of large ones.
 
-    Tables in memory that have one panel have one choice, made of the cells of all of them; others each their own.
+    Slides of the panel that a model knows have its choice. Else slides of one panel have one choice, made of the cells
+    of all of them; others each their own.
     """
-    if slides.in_memory:
-        loaded = list(slides)
-        panels = [tuple(sorted(gene.lower() for gene in slide.genes)) for slide in loaded]
-        if all(panel == panels[0] for panel in panels[1:]):
-            chosen = _variable(loaded)
-            return slides.with_used([_in(slide, chosen) for slide in loaded])
-    return slides.with_used([_in(slide, _variable([slide])) for slide in slides])
+    if known is None or not all(map(known.holds_for, slides)):
+        known = GeneChoice.of(slides) or known
+    return slides.with_used([_used(slide, known) for slide in slides])
 
 
-def _in(slide: SlideCells, chosen: set[str]) -> NDArray[np.bool_]:
+def _used(slide: SlideCells, known: GeneChoice | None) -> NDArray[np.bool_]:
+    """(n_genes,) bool: chosen before, by a cohort, or by the slide's own cells."""
     if slide.used is not None:
         return slide.used
+    chosen = known.genes if known is not None and known.holds_for(slide) else _variable([slide])
     return np.array([gene.lower() in chosen for gene in slide.genes])
 
 
@@ -49,8 +91,9 @@ def _variable(slides: Sequence[SlideCells]) -> set[str]:
     tables = []
     for slide in slides:
         lower = pd.Index([gene.lower() for gene in slide.genes])
-        logs = _logs(slide)
-        tables.append(anndata.AnnData(logs[::every], var=pd.DataFrame(index=lower))[:, genes])
+        columns = np.arange(len(lower))
+        logs = _plain(slide, Panel(columns, columns)).transformed(slice(None, None, every))
+        tables.append(anndata.AnnData(csr_matrix(logs), var=pd.DataFrame(index=lower))[:, genes])
     table = anndata.concat(tables, index_unique="-") if len(tables) > 1 else tables[0].copy()
     found = np.asarray(sc.pp.highly_variable_genes(table, inplace=False)["highly_variable"], dtype=bool)
     half = table.n_vars // 2
@@ -60,45 +103,41 @@ def _variable(slides: Sequence[SlideCells]) -> set[str]:
     return set(table.var_names[found])
 
 
-def _logs(slide: SlideCells) -> Any:
-    """(n_cells, n_columns) CSR of logarithms."""
-    part = csr_matrix(slide.matrix).astype(np.float32)
+def _plain(slide: SlideCells, panel: Panel) -> Expression:
+    """A slide's expression in its own scale, before means are taken off and deviations divided by."""
+    n_genes = panel.columns.size
+    nothing, one = np.zeros(n_genes, dtype=np.float32), np.ones(n_genes, dtype=np.float32)
+    scale = np.ones(len(slide), dtype=np.float32)
     if slide.kind == "counts":
-        part.data = np.log1p(part.data * np.repeat(_scale(slide), np.diff(part.indptr)))
-    return part
+        total = np.asarray(slide.matrix.sum(axis=1), dtype=np.float64).ravel()
+        some = total[total > 0]
+        usual = float(np.median(some)) if some.size else 1.0
+        scale = scaled_to(total, usual if slide.target is None else slide.target)
+    return Expression(slide.matrix, panel, slide.kind, scale, one, nothing, one)
 
 
-def _scale(slide: SlideCells) -> NDArray[np.float32]:
-    total = np.asarray(slide.matrix.sum(axis=1), dtype=np.float64).ravel()
-    some = total > 0
-    target = slide.target if slide.target is not None else float(np.median(total[some])) if some.any() else 1.0
-    return np.where(some, target / np.where(some, total, 1), 1.0).astype(np.float32)
-
-
-def published_expression(slide: SlideCells, vocabulary: Vocabulary) -> Expression:
+def published_expression(slide: SlideCells, vocabulary: Vocabulary, known: GeneChoice | None = None) -> Expression:
     """One slide's expression.
 
     Parameters
     ----------
     slide
-        With its genes chosen (`with_variable_genes`); else they are chosen by its own cells.
+        With its genes chosen (`with_variable_genes`); else they are those known, or chosen by its own cells.
     vocabulary
         The model's genes.
+    known
+        The choice of the cohort that a model was trained on, for slides of its panel.
 
     Raises
     ------
     CellquiltError
         ``genes-twice``, ``genes-unknown``.
     """
-    used = slide.used if slide.used is not None else _in(slide, _variable([slide]))
-    panel = panel_of(slide.genes, vocabulary, used, slide.name)
-    n_genes = panel.columns.size
-    divisor = np.ones(n_genes, dtype=np.float32)
-    scale = _scale(slide) if slide.kind == "counts" else np.ones(len(slide), dtype=np.float32)
+    panel = panel_of(slide.genes, vocabulary, _used(slide, known), slide.name)
+    raw = _plain(slide, panel)
     if slide.kind == "protein":
         values = slide.matrix.toarray() if hasattr(slide.matrix, "toarray") else np.asarray(slide.matrix)
-        divisor = np.maximum(np.median(values[:, panel.columns], axis=0), 1e-6).astype(np.float32)
-    nothing, one = np.zeros(n_genes, dtype=np.float32), np.ones(n_genes, dtype=np.float32)
-    raw = Expression(slide.matrix, panel, slide.kind, scale, divisor, nothing, one)
+        middle = np.median(values[:, panel.columns], axis=0)
+        raw = replace(raw, divisor=np.maximum(middle, 1e-6).astype(np.float32))
     mean, std = mean_std(raw)
     return replace(raw, mean=mean, std=std)

@@ -21,7 +21,7 @@ from cellquilt.domains.expression import Expression, Vocabulary
 from cellquilt.domains.neighbourhoods import Hops, at, make_batch, within
 from cellquilt.domains.prototypes import Prototypes
 from cellquilt.domains.published.encoder import PublishedEncoder
-from cellquilt.domains.published.expression import published_expression, with_variable_genes
+from cellquilt.domains.published.expression import GeneChoice, published_expression, with_variable_genes
 from cellquilt.domains.published.network import Architecture, Network
 from cellquilt.domains.published.swav import SlideQueue, swav_loss
 from cellquilt.domains.slides import SlideCells, Slides
@@ -167,8 +167,12 @@ def train_published(
     """
     given = TrainingOptions.of(**options)
     torch.manual_seed(seed)
-    slides = with_variable_genes(slides)
+    choice = GeneChoice.of(slides)
+    slides = with_variable_genes(slides, choice)
     encoder = _start(slides, start, given, seed)
+    encoder.config.pop("variable_genes", None)  # of the model that was gone on from
+    if choice is not None and len(choice.genes) < len(slides[0].genes):
+        encoder.config |= choice.to_config()
     if given.processes > 1:
         return _train_together(encoder, slides, given, seed)
     return _Training(encoder, slides, given, seed).run()
