@@ -7,11 +7,6 @@ from typing import Any
 import click
 
 _PATH = click.Path(path_type=Path)
-#: Packages that `doctor` looks for.
-_SHOWN = (
-    *("numpy", "zarr", "pyarrow", "shapely", "numba", "spatialdata", "anndata"),
-    *("cellpose", "torch", "stardist", "tensorflow"),
-)
 
 
 @click.command()
@@ -91,22 +86,41 @@ def provenance(store: Path) -> None:
 
 
 @click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option(
+    "--require",
+    multiple=True,
+    metavar="NAMES",
+    help="Fail where one of these does not work here: stages (core, cellpose3, cellpose4, stardist, domains, proseg, "
+    "baysor), nextflow, java, gpu, or a program of the table; by commas.",
+)
+@click.option("--outdir", type=_PATH, help="Show the free disk there.")
+@click.option("--workdir", type=_PATH, help="Show the free disk there.")
+@click.option("--explain", metavar="CODE", help="Show what an error means, its usual cause and how to mend it.")
 @click.option("--compile", "folder", type=_PATH, help="Compile all kernels now, with a tiny slide in this folder.")
-def doctor(folder: Path | None) -> None:
-    """Show which engines and libraries this environment has."""
-    import importlib.metadata
-    import platform
+def doctor(
+    as_json: bool,
+    require: tuple[str, ...],
+    outdir: Path | None,
+    workdir: Path | None,
+    explain: str | None,
+    folder: Path | None,
+) -> None:
+    """Show what is installed here and whether it works: tools, containers, GPUs, environments, weights, disk."""
+    if explain is not None:
+        from cellquilt.core.explain import explain as explained
 
-    from cellquilt import __version__
-
+        click.echo(explained(explain))
+        return
     if folder is not None:
         from cellquilt.warm_up import compile_kernels
 
         click.echo(compile_kernels(folder))
         return
-    click.echo(f"cellquilt {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
-    for package in _SHOWN:
-        try:
-            click.echo(f"  {package:<12} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            click.echo(f"  {package:<12} not installed")
+    from cellquilt import doctor as checks
+
+    wanted = checks.known_requirements(name for names in require for name in names.split(","))
+    folders = {"outdir": outdir, "workdir": workdir}
+    found = checks.run_checks({name: path for name, path in folders.items() if path is not None})
+    click.echo(checks.as_json(found) if as_json else checks.table(found))
+    checks.require(found, wanted)

@@ -1,4 +1,4 @@
-"""The files that are generated from the table of settings.
+"""The files that are generated from the table of settings and the catalogue of errors.
 
 ``python -m cellquilt.core.schema <repository>`` writes them; a test compares what is there with what it would write.
 """
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cellquilt.core.explain import errors_page
 from cellquilt.core.settings import (
     GROUPS,
     PRESETS,
@@ -22,6 +23,7 @@ from cellquilt.core.settings import (
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _JSON_TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean", "list": "string"}
 _GENERATED = "Generated from python/src/cellquilt/core/settings.py by `make generate`; do not edit."
+_GENERATED_ERRORS = _GENERATED.replace("settings.py", "errors.toml")
 
 #: Columns of the sample sheet that are not settings: name → (what it is, pattern).
 SHEET_COLUMNS: dict[str, tuple[str, str]] = {
@@ -192,6 +194,7 @@ def generated_files() -> dict[str, str]:
         "assets/schema_input.json": json.dumps(sheet_schema(), indent=2, ensure_ascii=False) + "\n",
         "conf/params.config": params_config(),
         "docs/parameters.md": parameters_page(),
+        "docs/errors.md": errors_page(_GENERATED_ERRORS),
     }
 
 

@@ -24,7 +24,7 @@ NUMBERS = (
     "border_cell_density_ratio",
     "n_domains",
 )
-_FAILURE = ("stage", "cause", "hint", "log")
+_FAILURE = ("stage", "error", "cause", "hint", "log")
 COLUMNS = ("sample", "status", "verdict", *NUMBERS, "seconds", "peak_rss_mb", "reasons", *_FAILURE)
 
 
@@ -33,7 +33,7 @@ def row(qc: Mapping[str, Any]) -> dict[str, str]:
     cells = {name: _text(qc.get(name)) for name in NUMBERS}
     missing = qc.get("domains_missing") or {}
     if missing:
-        cells |= {"stage": missing["stage"], "hint": missing["hint"]}
+        cells |= {"stage": missing["stage"], "error": missing["code"], "hint": missing["hint"]}
         cells["cause"] = f"domains missing: {missing['message']}"
     return {
         "sample": qc["sample"],
@@ -89,7 +89,7 @@ def write_samples(qcs: Sequence[Path], names: Sequence[str], output: Path, *, ov
         The qc.json of every sample that came through, in any order; a sample is known by what its file says.
     names
         All samples of the run: the rows, in this order. One without a qc.json has failed; its columns ``stage``,
-        ``cause``, ``hint`` and ``log`` stay empty for who knows them.
+        ``error``, ``cause``, ``hint`` and ``log`` stay empty for who knows them.
     output
         The file to write.
     overwrite
