@@ -37,7 +37,10 @@ workflow {
         domains_ch = cells.tables.map { meta, _table -> [meta, [], []] }
         (about_ch, model_ch) = [channel.empty(), channel.empty()]
         if (params.domains != 'none') {
-            found = DOMAINS(cells.tables.mix(tables_ch), slides, params.domains)
+            with_raw_ch = cells.tables
+                .join(cells.parts.map { meta, parts -> [meta, parts[0]] })
+                .mix(tables_ch.map { meta, table -> [meta, table, []] })
+            found = DOMAINS(with_raw_ch, slides, params.domains)
             (domains_ch, about_ch, model_ch) = [found.domains, found.about, found.model]
         }
         published = PUBLISH_SLIDES(cells.parts, cells.compared, tables_ch, domains_ch, slides)

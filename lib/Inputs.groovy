@@ -28,6 +28,10 @@ class Inputs {
     private static final Map<String, List<String>> TABLE_SUFFIXES = [anndata: ['.h5ad', '.zarr'], spatialdata: ['.zarr']]
     /** Files of the folder of a model of domains. */
     private static final List<String> MODEL_FILES = ['config.json', 'model.safetensors']
+    /** A model's name on a hub. */
+    private static final Pattern HUB_ID = ~/[A-Za-z0-9_][A-Za-z0-9_.-]*\/[A-Za-z0-9_][A-Za-z0-9_.-]*/
+    /** Parameters that only training of the published recipe has. */
+    private static final List<String> OF_TRAINING = ['domains_max_epochs', 'domains_processes', 'domains_checkpoints']
     /** Parameters that a site's configuration brings, not the user. */
     private static final Pattern SITE_PARAMETERS = ~/(config_profile|custom_config|igenomes)_.*|max_(cpus|memory|time)|genomes/
     /** Characters that Nextflow's scripts leave to the shell. */
@@ -73,7 +77,7 @@ class Inputs {
     /**
      * The slides of the run; where anything is wrong, all mistakes in one message and the end of the run.
      *
-     * @return one map a slide: [id, technology, is_table, path, transcripts, prior_cells, truth, source, metadata,
+     * @return one map a slide: [id, technology, is_table, path, transcripts, prior_cells, he_image, he_matrix, truth, source, metadata,
      *     compare_markers, …, domains_model, methods, images, by_method, settings, weights]. Files that are not given are
      *     []. A table is one of cells that were found elsewhere. Methods are those whose cells
      *     are published, the chosen one first ('cellpose+proseg', 'vendor', …); images those that segment the image, each
@@ -110,7 +114,7 @@ class Inputs {
         def properties = properties(projectDir)
         def values = checkParameters(params, properties, errors)
         if (!errors) missingFiles(values, properties, launchDir as Path, '', errors)
-        if (!errors.any { mistake -> mistake.code.startsWith('parameter-') }) impossibleDomains(values, launchDir as Path, errors)
+        if (!errors.any { mistake -> mistake.code.startsWith('parameter-') }) impossibleDomains(values, properties, launchDir as Path, errors)
         if (!params.input) return []
         def schema = readJson(projectDir, 'assets/schema_input.json')
         def rows = checkSheet(params.input.toString(), launchDir as Path, properties, schema, errors)
@@ -122,6 +126,8 @@ class Inputs {
         def sheetFolder = (launchDir as Path).resolve(params.input.toString()).toAbsolutePath().parent
         def slides = rows.collect { row ->
             def own = values + brought(row.overrides.preset ?: values.preset) + row.overrides
+            // A folder that tasks write to, wherever they run.
+            if (own.domains_checkpoints) own.domains_checkpoints = (launchDir as Path).resolve(own.domains_checkpoints).normalize().toString()
             def weights = { method -> weights(method, row, values, launchDir as Path, sheetFolder, errors) }
             def files = properties.findAll { _name, property -> property.format in ['file-path', 'directory-path'] }.collectEntries { name, property ->
                 def given = property.format == 'directory-path' ? own[name] && own[name] != SHIPPED_DOMAINS : namesFile(property, own[name])
@@ -129,6 +135,7 @@ class Inputs {
             }
             if (row.technology in schema.items.properties.technology.tables) notOfTable(row, own, errors)
             else notOfSlide(row, own, known.transcript_methods, schema, errors)
+            notOfImage(row, own, errors)
             slide(row, own, known, weights, row.technology in schema.items.properties.technology.tables) + files
         }
         return errors ? [] : slides
@@ -571,7 +578,7 @@ class Inputs {
     }
 
     /** What is asked of domains and cannot be had. */
-    private static void impossibleDomains(Map values, Path folder, List<Map> errors) {
+    private static void impossibleDomains(Map values, Map<String, Map> properties, Path folder, List<Map> errors) {
         def (mode, model) = [values.domains, values.domains_model]
         if (mode == 'none') return
         if (mode == 'finetune' && !model) {
@@ -584,7 +591,8 @@ class Inputs {
             def path = folder.resolve(model).normalize()
             def absent = MODEL_FILES.findAll { name -> !exists(path.resolve(name)) || !Files.isRegularFile(path.resolve(name)) }
             if (!exists(path)) {
-                errors << error('path-not-found', "domains_model not found: ${path}", didYouMeanFile(path))
+                def fetched = model ==~ HUB_ID ? "of a hub it is fetched first: cellquilt domains fetch ${model} --output FOLDER, then name the folder" : ''
+                errors << error('path-not-found', "domains_model not found: ${path}", didYouMeanFile(path) ?: fetched)
             }
             else if (absent) {
                 errors << error('domains-model', "domains_model is no model: ${path} has no ${absent.join(' and no ')}", 'name the folder that holds both files')
@@ -593,8 +601,18 @@ class Inputs {
                 errors << error('path-characters', "this Nextflow cannot stage ${path}", 'rename it without $[]{}*?~')
             }
         }
-        if (mode == 'train' && values.domains_recipe != 'published' && values.domains_max_epochs) {
-            errors << error('domains-epochs', "domains_max_epochs is for published models; domains_recipe is ${values.domains_recipe}", 'leave domains_max_epochs out')
+        (mode == 'train' && values.domains_recipe != 'published' ? OF_TRAINING : []).each { name ->
+            if (values[name] && values[name] != properties[name].default) {
+                errors << error('domains-epochs', "${name} is for published models; domains_recipe is ${values.domains_recipe}", "leave ${name} out")
+            }
+        }
+        def (network, weights) = [values.domains_image_model, values.domains_image_weights]
+        if (network && !network.contains(':') && !weights) {
+            errors << error('domains-image-weights', "domains_image_model is ${network}, and domains_image_weights names no file; nothing is downloaded", 'give the file with its weights')
+        }
+        if (weights && (!network || network.contains(':'))) {
+            errors << error('domains-image-weights', 'domains_image_weights is given, and domains_image_model names no network of torchvision or timm',
+                'leave domains_image_weights out, or name the network')
         }
         if (values.domains_n && values.domains_resolution) {
             errors << error('domains-number', 'domains_n and domains_resolution both say how many domains there are', 'leave one of them out')
@@ -614,6 +632,17 @@ class Inputs {
         }
         else if (own.domains == 'none') {
             errors << error('table-without-domains', "${where}: technology ${row.technology} has its cells, and no domains are to be found", 'set domains to zeroshot, train or finetune')
+        }
+    }
+
+    /** What is asked of an aligned image and cannot be had. */
+    private static void notOfImage(Map row, Map own, List<Map> errors) {
+        def where = "sample \"${row.sample}\""
+        if (row.files.he_matrix && !row.files.he_image) {
+            errors << error('he-image-missing', "${where}: he_matrix is given, and he_image is empty", 'give both, or leave he_matrix empty')
+        }
+        if (own.domains != 'none' && own.domains_image_model && !row.files.he_image && !own.domains_image) {
+            errors << error('domains-image-missing', "${where}: domains_image_model is to look at an image, and there is none", 'give he_image or domains_image in the sheet')
         }
     }
 
@@ -660,9 +689,9 @@ class Inputs {
             def engine = image == 'cellpose' ? "cellpose${own.cellpose_generation}".toString() : image
             [method, [image: image, engine: engine, molecules: molecules, settings: settings, weights: weights(image)]]
         }
-        def files = ['path', 'transcripts', 'prior_cells', 'truth'].collectEntries { column -> [column, row.files[column] ?: []] }
+        def files = ['path', 'transcripts', 'prior_cells', 'he_image', 'he_matrix', 'truth'].collectEntries { column -> [column, row.files[column] ?: []] }
         return [id: row.sample, technology: row.technology, is_table: isTable] + files + [source: row.source, metadata: row.metadata] +
-            [methods: methods, images: images, by_method: byMethod, exports: own.export ?: [], domains: own.domains] +
+            [methods: methods, images: images, by_method: byMethod, exports: own.export ?: [], domains: own.domains, looks_at_image: own.domains_image_model as boolean] +
             byMethod[methods[0]].subMap(['settings', 'weights'])
     }
 

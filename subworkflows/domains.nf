@@ -9,8 +9,8 @@ include { DOMAINS_ASSIGN  } from '../modules/domains_assign'
  */
 workflow DOMAINS {
     take:
-    tables_ch // [[id: 'liver_1'], liver_1.table.zarr, or a table of cells that was made elsewhere]
-    slides // id → [is_table: …, domains_model: folder or [], settings: …]
+    tables_ch // [[id: 'liver_1'], liver_1.table.zarr, or a table of cells that was made elsewhere, liver_1.raw.zarr or []]
+    slides // id → [is_table: …, looks_at_image: …, he_image: file or [], domains_model: folder or [], settings: …]
     mode // 'zeroshot', 'train' or 'finetune'
 
     main:
@@ -18,7 +18,11 @@ workflow DOMAINS {
     def cohort = slides.values().first()
 
     DOMAINS_PREPARE(
-        tables_ch.map { meta, table -> [meta, slides[meta.id].settings.domains_prepare, table, !slides[meta.id].is_table] }
+        tables_ch.map { meta, table, raw ->
+            def slide = slides[meta.id]
+            def image = slide.looks_at_image ? [raw, slide.he_image, slide.he_matrix, slide.domains_image_weights] : [[], [], [], []]
+            [meta, slide.settings.domains_prepare, table, !slide.is_table] + image
+        }
     )
     graphs_ch = DOMAINS_PREPARE.out.graph // [meta, liver_1.graph.zarr]
 
@@ -30,16 +34,19 @@ workflow DOMAINS {
     DOMAINS_EMBED(graphs_ch.map { meta, graph -> [meta, cohort.settings.domains_embed, graph] }, model_ch)
     DOMAINS_ASSIGN(cohort.settings.domains_assign, in_order(DOMAINS_EMBED.out.latents), model_ch)
 
-    domains_ch = DOMAINS_ASSIGN.out.domains
+    domains = DOMAINS_ASSIGN.out.domains
         .flatten()
         .map { file -> [[id: file.name - '.domains.parquet'], file] }
         .join(graphs_ch)
         .mix(DOMAINS_PREPARE.out.refusal.map { meta, refusal -> [meta, refusal, []] })
 
+    about = DOMAINS_ASSIGN.out.about
+    model = DOMAINS_ASSIGN.out.model
+
     emit:
-    domains = domains_ch // [meta, liver_1.domains.parquet or why it has none (JSON), liver_1.graph.zarr or []]
-    about = DOMAINS_ASSIGN.out.about // domains.json
-    model = DOMAINS_ASSIGN.out.model // with the prototypes that were used
+    domains // [meta, liver_1.domains.parquet or why it has none (JSON), liver_1.graph.zarr or []]
+    about // domains.json
+    model // with the prototypes that were used
 }
 
 /** The files of all slides in the order of the slides' names; nothing if there are none. */

@@ -20,10 +20,14 @@ def _output(what: str) -> Any:
 @click.command()
 @click.argument("table", type=_PATH)
 @_sample
+@click.option("--slide", type=_PATH, help="The store with the slide's images; default: TABLE's own.")
+@click.option("--he-image", type=_PATH, help="TIFF of an aligned image to look at.")
+@click.option("--he-matrix", type=_PATH, help="Its 3 × 3 map (CSV) to pixels of the main image; to µm without one.")
+@click.option("--image-weights", type=_PATH, help="The network's weights, where they were staged under another name.")
 @click.option("--refusal", type=_PATH, help="Say here (JSON) why there is nothing to find domains from; no error then.")
 @_output("The graph store to make.")
 @_overwrite
-@settings_options(own="domains_graph")
+@settings_options("domains_image", "resources", own="domains_graph")
 def prepare(**arguments: Any) -> None:
     """Write the cells of a slide and their neighbours as a compact store.
 
@@ -39,7 +43,7 @@ def prepare(**arguments: Any) -> None:
 @_weights
 @_output("The model's folder to make.")
 @_overwrite
-@settings_options("resources", own="domains")
+@settings_options("domains_training", "domains_image", "resources", own="domains")
 def train(**arguments: Any) -> None:
     """Make a model of all slides' graph stores, or go on from the one that --model names."""
     from cellquilt.domains.stages import train_model

@@ -32,9 +32,11 @@ SHEET_COLUMNS: dict[str, tuple[str, str]] = {
     "path": ("The machine's folder, the image or the cell table; relative paths are relative to the sheet", ""),
     "transcripts": ("Table of transcripts (CSV, CSV.GZ, Parquet), beside an image or all there is", ""),
     "prior_cells": ("GeoParquet or GeoJSON of cells to start from", ""),
+    "he_image": ("TIFF of an aligned image of the same tissue, such as H&E", ""),
+    "he_matrix": ("Its 3 × 3 map (CSV) to pixels of the slide's main image, or to µm where there is none", ""),
     "truth": ("Folder with the truth of a simulated slide, to score against", ""),
 }
-SHEET_FILES = ("path", "transcripts", "prior_cells", "truth")
+SHEET_FILES = ("path", "transcripts", "prior_cells", "he_image", "he_matrix", "truth")
 
 
 def _property(setting: Setting) -> dict[str, Any]:
@@ -137,7 +139,7 @@ def params_config() -> str:
     for group, (title, _) in GROUPS.items():
         lines.append(f"    // {title}")
         for setting in SETTINGS:
-            if setting.group == group:
+            if setting.group == group and not setting.early:
                 value = None if setting.name in brought else setting.default
                 lines.append(f"    {setting.name:<{width}} = {_groovy(value)}")
         lines.append("")

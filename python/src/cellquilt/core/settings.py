@@ -66,7 +66,9 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "aggregate": ("Counting transcripts and measuring channels", ("aggregate", "preview")),
     "compare": ("Comparing methods", ("compare",)),
     "domains_graph": ("Spatial domains: a slide's cells and their neighbours", ("domains_prepare",)),
+    "domains_image": ("Spatial domains: what an image shows around cells", ("domains_prepare", "domains_train")),
     "domains": ("Spatial domains: the model", ("domains_train", "domains_assign")),
+    "domains_training": ("Spatial domains: training of the published recipe", ("domains_train",)),
     "domains_level": ("Spatial domains: how many", ("domains_assign",)),
     "report": ("Quality control and reports", ("report", "compare")),
     "export": ("Files for other programs", ("export",)),
@@ -75,7 +77,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             *("convert", "tissue", "patchify", "segment", "resolve"),
             *("patchify_transcripts", "segment_transcripts", "resolve_transcripts", "aggregate", "compare", "report"),
-            *("export", "domains_train", "domains_embed", "domains_assign"),
+            *("export", "domains_prepare", "domains_train", "domains_embed", "domains_assign"),
         ),
     ),
 }
@@ -111,6 +113,9 @@ class Setting:
         Whether it is the path of a folder.
     file_pattern
         What such a path looks like, where the value may be something else.
+    early
+        Whether Nextflow's configuration itself depends on it. Such a setting is left out of the defaults in
+        ``conf/params.config``: Nextflow 25.04's strict parser would take them for what was given.
     """
 
     name: str
@@ -130,6 +135,7 @@ class Setting:
     is_file: bool = False
     is_folder: bool = False
     file_pattern: str = ""
+    early: bool = False
 
     @property
     def api_name(self) -> str:
@@ -148,7 +154,7 @@ def _site(name: str, kind: Kind, default: Value, text: str, **rest: Any) -> Sett
 SETTINGS: tuple[Setting, ...] = (
     # --- run
     _run("input", "str", None, "Sample sheet (CSV or TSV): one row a slide.", required=True),
-    _run("outdir", "str", None, "Folder for the results.", required=True),
+    _run("outdir", "str", None, "Folder for the results.", required=True, early=True),
     _run(
         "publish_dir_mode",
         "str",
@@ -181,7 +187,13 @@ SETTINGS: tuple[Setting, ...] = (
         "container_registry", "str", "localhost/", "Where the images are, up to their names.", pattern=r"^([^\s]+/)?$"
     ),
     _site("container_version", "str", __version__, "Tag of the images.", pattern=r"^(?!latest$)[\w][\w.-]*$"),
-    _site("queue", "str", None, "Queue, partition or pool of the scheduler for tasks without a GPU; default: its own."),
+    _site(
+        "queue",
+        "str",
+        None,
+        "Queue, partition or pool of the scheduler for tasks without a GPU; default: its own.",
+        early=True,
+    ),
     _site("gpu_queue", "str", None, "Queue, partition or pool for tasks with a GPU; default: that of the others."),
     _site(
         "gpu_options",
@@ -192,27 +204,38 @@ SETTINGS: tuple[Setting, ...] = (
     _site(
         "gpu_type", "str", None, "Type of GPU on clouds that have several; default: the cloud's cheapest common one."
     ),
-    _site("gpus", "int", None, "GPUs of this machine to use, one task on each; default: one.", minimum=1),
+    _site("gpus", "int", None, "GPUs of this machine to use, one task on each; default: one.", minimum=1, early=True),
     _site("gpu_fallback", "bool", False, "Where a GPU is asked for and there is none: use the processor, and say so."),
-    _site("project", "str", None, "Account or project that is charged (Slurm, LSF, PBS, Google)."),
-    _site("region", "str", None, "Region of the cloud."),
+    _site("project", "str", None, "Account or project that is charged (Slurm, LSF, PBS, Google).", early=True),
+    _site("region", "str", None, "Region of the cloud.", early=True),
     _site(
         "workdir_bucket",
         "str",
         None,
         "Folder of an object store for the work of cloud runs: s3://bucket/work, gs://bucket/work, az://container/work.",
         pattern=r"^(s3|gs|az)://[^/\s]+/[^\s]+$",
+        early=True,
     ),
-    _site("spot", "bool", True, "On clouds: use machines that may be taken back; their tasks are tried again."),
-    _site("storage_claim", "str", None, "Kubernetes: the persistent volume claim that all pods share."),
+    _site(
+        "spot", "bool", True, "On clouds: use machines that may be taken back; their tasks are tried again.", early=True
+    ),
+    _site("storage_claim", "str", None, "Kubernetes: the persistent volume claim that all pods share.", early=True),
     _site(
         "custom_config_base",
         "str",
         None,
         "Folder or address of institutional configurations; default: nf-core's.",
         hidden=True,
+        early=True,
     ),
-    _site("custom_config_version", "str", "master", "Version of nf-core's institutional configurations.", hidden=True),
+    _site(
+        "custom_config_version",
+        "str",
+        "master",
+        "Version of nf-core's institutional configurations.",
+        hidden=True,
+        early=True,
+    ),
     # --- preview
     Setting(
         "preview",
@@ -893,7 +916,7 @@ SETTINGS: tuple[Setting, ...] = (
         "domains_graph",
         "str",
         "auto",
-        "Who is whose neighbour: Delaunay triangulation, the nearest cells, or the grid of spots and bins; auto looks at it.",
+        "Who is whose neighbour: by Delaunay triangulation, the nearest cells, or the grid of spots; auto looks at it.",
         keyword="mode",
         choices=("auto", "delaunay", "knn", "grid"),
     ),
@@ -914,6 +937,61 @@ SETTINGS: tuple[Setting, ...] = (
         "Length in µm of a unit of the coordinates of a cell table that was made elsewhere.",
         keyword="scale_to_um",
         minimum=1e-6,
+    ),
+    Setting(
+        "domains_image_model",
+        "domains_image",
+        "str",
+        None,
+        "Network that looks at an aligned image around each cell: torchvision/NAME, timm/NAME, or module:function.",
+        per_sample=False,
+    ),
+    Setting(
+        "domains_image_weights",
+        "domains_image",
+        "str",
+        None,
+        "File with the weights of domains_image_model, .safetensors or what torch saved.",
+        keyword="weights",
+        per_sample=False,
+        is_file=True,
+    ),
+    Setting(
+        "domains_image",
+        "domains_image",
+        "str",
+        None,
+        "Name of the image of the slide's own store to look at, where the sheet has no he_image.",
+    ),
+    Setting(
+        "domains_patch_um",
+        "domains_image",
+        "float",
+        56.0,
+        "Width in µm of what is seen around a cell.",
+        keyword="patch_um",
+        minimum=0.1,
+        per_sample=False,
+    ),
+    Setting(
+        "domains_um_per_px",
+        "domains_image",
+        "float",
+        0.5,
+        "Width in µm of its pixels: the magnification that the network was trained at (0.5 is 20×).",
+        keyword="um_per_px",
+        minimum=0.01,
+        per_sample=False,
+    ),
+    Setting(
+        "domains_image_components",
+        "domains_image",
+        "int",
+        50,
+        "Principal components, of all slides together, that are kept of what the network says.",
+        keyword="n_components",
+        minimum=1,
+        per_sample=False,
     ),
     Setting(
         "domains",
@@ -955,16 +1033,6 @@ SETTINGS: tuple[Setting, ...] = (
         per_sample=False,
     ),
     Setting(
-        "domains_max_epochs",
-        "domains",
-        "int",
-        None,
-        "Most epochs of training of a published model; default: 20.",
-        keyword="max_epochs",
-        minimum=1,
-        per_sample=False,
-    ),
-    Setting(
         "domains_seed",
         "domains",
         "int",
@@ -973,6 +1041,36 @@ SETTINGS: tuple[Setting, ...] = (
         keyword="seed",
         minimum=0,
         per_sample=False,
+    ),
+    Setting(
+        "domains_max_epochs",
+        "domains_training",
+        "int",
+        None,
+        "Most epochs of training of a published model; default: 20.",
+        keyword="max_epochs",
+        minimum=1,
+        per_sample=False,
+    ),
+    Setting(
+        "domains_processes",
+        "domains_training",
+        "int",
+        1,
+        "Processes, or GPUs, that share the work of an epoch; part of the result's identity.",
+        keyword="processes",
+        minimum=1,
+        per_sample=False,
+    ),
+    Setting(
+        "domains_checkpoints",
+        "domains_training",
+        "str",
+        None,
+        "Folder that keeps the state of an unfinished training, so that one that is tried again goes on from it.",
+        keyword="checkpoints",
+        per_sample=False,
+        is_folder=True,
     ),
     Setting(
         "domains_level",

@@ -36,6 +36,10 @@ _REQUIRED = ("sample", "technology")
 _TABLE_SUFFIXES = {"anndata": (".h5ad", ".zarr"), "spatialdata": (".zarr",)}
 #: Files of a model's folder.
 _MODEL_FILES = ("config.json", "model.safetensors")
+#: A model's name on a hub.
+_HUB_ID = r"[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*"
+#: Settings that only training of the published recipe has.
+_OF_TRAINING = ("domains_max_epochs", "domains_processes", "domains_checkpoints")
 #: A metadata column this similar to a parameter's name is probably meant to be one.
 _NEARLY = 0.85
 
@@ -50,7 +54,7 @@ class Row:
         Its name.
     technology
         The machine.
-    path, transcripts, prior_cells, truth
+    path, transcripts, prior_cells, he_image, he_matrix, truth
         Absolute paths; None where the cell is empty.
     source
         The path as it is written in the sheet, for messages and records.
@@ -65,6 +69,8 @@ class Row:
     path: Path | None = None
     transcripts: Path | None = None
     prior_cells: Path | None = None
+    he_image: Path | None = None
+    he_matrix: Path | None = None
     truth: Path | None = None
     source: str = ""
     overrides: dict[str, Value] = field(default_factory=dict)
@@ -135,7 +141,15 @@ def _raise(errors: list[CellquiltError]) -> None:
 
 def _impossible(row: Row, values: Settings) -> Iterator[CellquiltError]:
     """What is asked of a slide and cannot be had of it."""
-    return _not_of_table(row, values) if row.technology in TABLES else _not_of_slide(row, values)
+    yield from _not_of_table(row, values) if row.technology in TABLES else _not_of_slide(row, values)
+    where = f'sample "{row.sample}"'
+    if row.he_matrix is not None and row.he_image is None:
+        message = f"{where}: he_matrix is given, and he_image is empty"
+        yield CellquiltError("he-image-missing", message, "give both, or leave he_matrix empty")
+    looks = values["domains"] != "none" and values["domains_image_model"]
+    if looks and row.he_image is None and not values["domains_image"]:
+        message = f"{where}: domains_image_model is to look at an image, and there is none"
+        yield CellquiltError("domains-image-missing", message, "give he_image or domains_image in the sheet")
 
 
 def _not_of_table(row: Row, values: Settings) -> Iterator[CellquiltError]:
@@ -195,13 +209,24 @@ def _impossible_domains(values: Settings, folder: Path) -> Iterator[CellquiltErr
         path = Path(os.path.abspath(folder / model))
         absent = [name for name in _MODEL_FILES if not os.path.isfile(path / name)]
         if not os.path.exists(path):
-            yield CellquiltError("path-not-found", f"domains_model not found: {path}", did_you_mean_file(path))
+            hint = did_you_mean_file(path)
+            if not hint and re.fullmatch(_HUB_ID, str(model)):
+                hint = f"of a hub it is fetched first: cellquilt domains fetch {model} --output FOLDER, then name the folder"
+            yield CellquiltError("path-not-found", f"domains_model not found: {path}", hint)
         elif absent:
             message = f"domains_model is no model: {path} has no {' and no '.join(absent)}"
             yield CellquiltError("domains-model", message, "name the folder that holds both files")
-    if mode == "train" and values["domains_recipe"] != "published" and values["domains_max_epochs"]:
-        message = f"domains_max_epochs is for published models; domains_recipe is {values['domains_recipe']}"
-        yield CellquiltError("domains-epochs", message, "leave domains_max_epochs out")
+    for name in _OF_TRAINING if mode == "train" and values["domains_recipe"] != "published" else ():
+        if values[name] not in (None, "", BY_NAME[name].default):
+            message = f"{name} is for published models; domains_recipe is {values['domains_recipe']}"
+            yield CellquiltError("domains-epochs", message, f"leave {name} out")
+    network, weights = values["domains_image_model"], values["domains_image_weights"]
+    if network and ":" not in network and not weights:
+        message = f"domains_image_model is {network}, and domains_image_weights names no file; nothing is downloaded"
+        yield CellquiltError("domains-image-weights", message, "give the file with its weights")
+    if weights and (not network or ":" in network):
+        message = "domains_image_weights is given, and domains_image_model names no network of torchvision or timm"
+        yield CellquiltError("domains-image-weights", message, "leave domains_image_weights out, or name the network")
     if values["domains_n"] and values["domains_resolution"]:
         message = "domains_n and domains_resolution both say how many domains there are"
         yield CellquiltError("domains-number", message, "leave one of them out")

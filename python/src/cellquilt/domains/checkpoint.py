@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from cellquilt.domains.prototypes import Prototypes
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+#: Of models that look at images, too.
+COMPONENTS = "image_pca.safetensors"
 HINT = "copy the model's folder again"
 Array = TypeVar("Array")
 _SHIPPED = Path(__file__).with_name("models") / "default"
@@ -39,12 +41,13 @@ def shipped_model() -> Path:
 
 
 def checksum(folder: Path) -> str:
-    """SHA-256 of a model: of its two files, one after the other."""
+    """SHA-256 of a model: of its files, one after the other."""
     import hashlib
 
     found = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS):
-        found.update((folder / name).read_bytes())
+    for name in (CONFIG, WEIGHTS, COMPONENTS):
+        if name != COMPONENTS or (folder / name).is_file():
+            found.update((folder / name).read_bytes())
     return found.hexdigest()
 
 

@@ -18,6 +18,8 @@ from cellquilt.geometry.neighbours import SpatialGraph
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from cellquilt.domains.images.pca import ImagePca
+
 IMAGE = "histo_embeddings"
 _STORE = "cellquilt_graph"
 
@@ -71,9 +73,14 @@ class Slides(Sequence[SlideCells]):
     Of slides on disk the latest is kept: memory does not grow with their number.
     """
 
-    def __init__(self, slides: Sequence[SlideCells | Path], used: "Sequence[NDArray[np.bool_]] | None" = None) -> None:
+    def __init__(
+        self,
+        slides: Sequence[SlideCells | Path],
+        used: "Sequence[NDArray[np.bool_]] | None" = None,
+        pca: "ImagePca | None" = None,
+    ) -> None:
         self._slides = list(slides)
-        self._used = used
+        self._used, self._pca = used, pca
         self._latest: tuple[int, SlideCells] | None = None
 
     @classmethod
@@ -82,9 +89,9 @@ class Slides(Sequence[SlideCells]):
         return cls([slide for table in tables for slide in slides_of_table(table, kind)])
 
     @classmethod
-    def of_stores(cls, paths: Sequence[Path | str]) -> "Slides":
-        """Slides that `write_slide` wrote."""
-        return cls([Path(path) for path in paths])
+    def of_stores(cls, paths: Sequence[Path | str], pca: "ImagePca | None" = None) -> "Slides":
+        """Slides that `write_slide` wrote; with `pca` what images show around their cells, too."""
+        return cls([Path(path) for path in paths], pca=pca)
 
     @property
     def in_memory(self) -> bool:
@@ -99,13 +106,13 @@ class Slides(Sequence[SlideCells]):
         if not isinstance(slide, SlideCells):
             if self._latest is None or self._latest[0] != number:
                 self._latest = None  # let it go before the next is read
-                self._latest = (number, read_slide(slide))
+                self._latest = (number, read_slide(slide, self._pca))
             slide = self._latest[1]
         return slide if self._used is None else replace(slide, used=self._used[number])
 
     def with_used(self, used: "Sequence[NDArray[np.bool_]]") -> "Slides":
         """These slides, of each only the genes that were chosen, (n_genes,) bool."""
-        return Slides(self._slides, used)
+        return Slides(self._slides, used, self._pca)
 
 
 def slides_of_table(table: "AnnData", kind: str | None = None) -> list[SlideCells]:
@@ -192,13 +199,20 @@ def write_slide(slide: SlideCells, output: Path | str) -> Path:
     return output
 
 
-def read_slide(path: Path | str) -> SlideCells:
+def read_slide(path: Path | str, pca: "ImagePca | None" = None) -> SlideCells:
     """Read a slide that `write_slide` wrote.
+
+    Parameters
+    ----------
+    path
+        Its store.
+    pca
+        Components that the features of its image, if it has some, are brought to; None leaves the features.
 
     Raises
     ------
     CellquiltError
-        ``graph-store-invalid``.
+        ``graph-store-invalid``, ``image-pca-differs``.
     """
     import anndata
 
@@ -210,6 +224,12 @@ def read_slide(path: Path | str) -> SlideCells:
         raise CellquiltError(
             "graph-store-invalid", f"{path} is no graph store: {error}", "write it again with cellquilt domains prepare"
         ) from error
+    image: Any = np.asarray(table.obsm[IMAGE]) if IMAGE in table.obsm else None
+    if pca is not None:
+        from cellquilt.domains.images.features import FeatureFile
+
+        features = FeatureFile.find(Path(path))
+        image = image if features is None else features.embeddings(pca)
     return SlideCells(
         name=str(about["slide"]),
         graph=graph,
@@ -218,6 +238,6 @@ def read_slide(path: Path | str) -> SlideCells:
         kind=str(about["kind"]),
         xy_um=np.asarray(table.obsm["spatial"]),
         cells=list(table.obs_names),
-        image=np.asarray(table.obsm[IMAGE]) if IMAGE in table.obsm else None,
+        image=image,
         used=np.asarray(table.var["highly_variable"]) if "highly_variable" in table.var else None,
     )

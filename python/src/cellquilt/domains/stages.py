@@ -9,6 +9,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,13 +22,15 @@ from cellquilt import __version__
 from cellquilt.core import zarr_json
 from cellquilt.core.atomic import atomic_path, refuse_existing
 from cellquilt.core.errors import CellquiltError
+from cellquilt.core.images import open_image
 from cellquilt.core.log import LOG
 from cellquilt.core.privacy import scrub
 from cellquilt.core.record import Record
 from cellquilt.core.settings import SHIPPED_DOMAINS, Settings
 from cellquilt.core.store import Store, consolidate
+from cellquilt.core.transforms import MICRONS
 from cellquilt.domains.analysis.files import read_tables
-from cellquilt.domains.checkpoint import checksum
+from cellquilt.domains.checkpoint import COMPONENTS, checksum
 from cellquilt.domains.hub import model_folder
 from cellquilt.domains.results import (
     CONFIDENCE,
@@ -45,10 +48,13 @@ from cellquilt.domains.results import (
 )
 from cellquilt.domains.slides import IMAGE, SlideCells, Slides, read_slide, slides_of_table, write_slide
 from cellquilt.domains.tables import ABOUT, matrices_of, spatial_neighbors
+from cellquilt.readers.he_image import open_he_image
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from cellquilt.domains.images.pca import ImagePca
+    from cellquilt.domains.images.slide_image import SlideImage
     from cellquilt.domains.model import Model
 
 #: Suffix of the file with a slide's domains, after its name.
@@ -60,6 +66,8 @@ _LEAST_CELLS = 3
 _MOST_JUDGED = 64
 #: Packages whose version may change the domains.
 _NUMERICAL = ("numba", "numpy", "scikit-learn", "scipy")
+#: Settings of training that change nothing of a model.
+_NOT_OF_MODEL = ("domains_checkpoints", "domains_image_weights", "domains_model", "memory_mb")
 #: What a slide of the pipeline may lack, without a mistake of anybody's.
 _NOTHING_THERE = ("too-few-cells", "genes-missing")
 
@@ -70,10 +78,14 @@ def prepare_slide(
     *,
     settings: Settings,
     sample: str | None = None,
+    slide: Path | None = None,
+    he_image: Path | None = None,
+    he_matrix: Path | None = None,
+    image_weights: Path | None = None,
     refusal: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a slide's cells and their neighbours as a compact store.
+    """Write a slide's cells and their neighbours as a compact store, and if asked what an image shows around them.
 
     Parameters
     ----------
@@ -82,9 +94,16 @@ def prepare_slide(
     output
         The store to make.
     settings
-        Group ``domains_graph``.
+        Groups ``domains_graph``, ``domains_image`` and ``resources``. With ``domains_image_model`` an image is looked
+        at.
     sample
         The slide's name; None: the file's.
+    slide
+        The store with the slide's images; by default the table's own.
+    he_image, he_matrix
+        The image to look at; see `cellquilt.readers.he_image.open_he_image`. Else it is the element ``domains_image``.
+    image_weights
+        The network's weights, where they lie elsewhere than settings say.
     refusal
         Where to say why (JSON), instead of an error, if there are no cells or no genes to find domains from.
     overwrite
@@ -98,15 +117,15 @@ def prepare_slide(
     Raises
     ------
     CellquiltError
-        ``too-few-cells``, ``genes-missing``, ``expression-missing``, ``cells-twice``, and what reading the table,
-        `spatial_neighbors` and `expression.kind_of` refuse.
+        ``too-few-cells``, ``genes-missing``, ``expression-missing``, ``cells-twice``, ``domains-image-missing``, and
+        what reading the table and the image, `spatial_neighbors`, `expression.kind_of` and `image_embeddings` refuse.
     """
     refuse_existing(output, overwrite)
     source = Path(table)
     name = sample or (Store(source).name if source.is_dir() and zarr_json.is_group(source) else source.stem)
     record = Record("domains_prepare", name, settings.of_stage("domains_prepare"))
     try:
-        slide, about = _slide_of(source, name, settings)
+        cells, about = _slide_of(source, name, settings)
     except CellquiltError as error:
         if refusal is None or error.code not in _NOTHING_THERE:
             raise
@@ -115,12 +134,21 @@ def prepare_slide(
         with atomic_path(refusal, overwrite=overwrite) as aside:
             aside.write_text(json.dumps(scrub(said), indent=1, sort_keys=True) + "\n", encoding="utf-8")
         return refusal
-    record.facts |= {"n_cells": len(slide), "n_genes": len(slide.genes), "kind": slide.kind}
+    record.facts |= {"n_cells": len(cells), "n_genes": len(cells.genes), "kind": cells.kind}
     with atomic_path(output, overwrite=overwrite) as aside:
-        write_slide(slide, aside)
-        known = {"sample": name, "records": [record.finish()], "graph": about}
+        if settings["domains_image_model"]:
+            cells = replace(cells, image=None)  # of the network that is asked for, and no other
+        write_slide(cells, aside)
+        if settings["domains_image_model"]:
+            from cellquilt.domains.images.features import write_features
+
+            with ExitStack() as resources:
+                image = _image_of(name, slide or source, he_image, he_matrix, settings, resources)
+                write_features(cells, image, aside, settings=settings, weights=image_weights)
+        size = {"cells": len(cells)}
+        known = {"sample": name, "records": [record.finish()], "graph": about, "size": size}
         zarr_json.update_attributes(aside, {"cellquilt": known})
-    LOG.info("%s: %d cells, %d genes, %s", name, len(slide), len(slide.genes), slide.kind)
+    LOG.info("%s: %d cells, %d genes, %s", name, len(cells), len(cells.genes), cells.kind)
     return output
 
 
@@ -147,6 +175,34 @@ def _slide_of(path: Path, name: str, settings: Settings) -> tuple[SlideCells, di
     except CellquiltError as error:  # they do not know the slide's name
         raise CellquiltError(error.code, f"{name}: {error.message.removeprefix('table: ')}", error.hint) from None
     return replace(slide, name=name, xy_um=slide.xy_um * scale), dict(found.uns[ABOUT])
+
+
+def _image_of(
+    name: str,
+    place: Path,
+    he_image: Path | None,
+    he_matrix: Path | None,
+    settings: Settings,
+    resources: ExitStack,
+) -> "SlideImage":
+    """The image to look at: one that was aligned with the slide, or an element of its store."""
+    from cellquilt.domains.images.slide_image import SlideImage
+
+    store = Store(place) if place.is_dir() and zarr_json.is_group(place) else None
+    if he_image is not None:
+        main = None
+        if store is not None and store.names("images"):
+            main = open_image(place).transforms[MICRONS]
+        memory = settings["memory_mb"]
+        source = open_he_image(he_image, he_matrix, main_to_um=main, resources=resources, memory_mb=memory)
+        return SlideImage.of_source(source)
+    element = settings["domains_image"]
+    if not element or store is None:
+        raise CellquiltError(
+            "domains-image-missing", f"{name} has no image to look at",
+            "give he_image in the sheet, or the name of an image of its store as domains_image",
+        )  # fmt: skip
+    return SlideImage(open_image(place, element))
 
 
 def _table_name(path: Path) -> str:
@@ -187,6 +243,7 @@ def train_model(
     *,
     settings: Settings,
     weights: Path | None = None,
+    checkpoints: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Make a model of a cohort, or go on from one.
@@ -198,9 +255,14 @@ def train_model(
     output
         The model's folder to make.
     settings
-        Groups ``domains`` and ``resources``. With ``domains_model`` that model is gone on from.
+        Groups ``domains``, ``domains_training``, ``domains_image`` and ``resources``. With ``domains_model`` that model
+        is gone on from.
     weights
         The model to go on from, where it lies elsewhere.
+    checkpoints
+        Folder to which a published training writes its state after each epoch, and from which it goes on after it was
+        interrupted; None: settings say. The state's name is a digest of the slides and of all that the training
+        depends on, and it is removed when the training is done.
     overwrite
         Replace what stands there.
 
@@ -212,27 +274,70 @@ def train_model(
     Raises
     ------
     CellquiltError
-        What `Model.from_pretrained` and `Model.train` raise; ``slide-twice``.
+        What `Model.from_pretrained` and `Model.train` raise; ``slide-twice``; where some slides have features of an
+        image ``images-differ``, ``image-pca-differs``, ``image-constant``.
     """
+    from cellquilt.domains.images.features import cohort_pca
     from cellquilt.domains.model import Model
 
     refuse_existing(output, overwrite)
     _, paths = sorted_by_name([(_name_of(path), path) for path in graphs])
     place = weights or settings["domains_model"]
-    start = Model.from_pretrained(place) if place else None
-    epochs = settings["domains_max_epochs"]
+    folder = model_folder(place) if place else None
+    start = Model.from_pretrained(folder) if folder else None
+    pca = _pca_of(folder) if folder else None
+    if pca is None:
+        pca = cohort_pca(paths, settings["domains_image_components"], settings["domains_seed"])
+    recipe = start.encoder.recipe if start else settings["domains_recipe"]
+    options: dict[str, Any] = {}
+    if recipe == "published":
+        named = {"max_epochs": settings["domains_max_epochs"], "processes": settings["domains_processes"]}
+        options = {name: value for name, value in named.items() if value is not None}
+        checkpoints = checkpoints or (Path(text) if (text := settings["domains_checkpoints"]) else None)
+        if checkpoints is not None:
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            options["state"] = checkpoints / f"{_training_key(paths, folder, settings)}.pt"
     model = Model.train(
-        Slides.of_stores(paths),
-        recipe=settings["domains_recipe"],
+        Slides.of_stores(paths, pca),
+        recipe=recipe,
         start=start,
         n_domains=settings["domains_n"],
         seed=settings["domains_seed"],
         threads=settings["threads"],
-        **({} if epochs is None else {"max_epochs": epochs}),
+        **options,
     )
     with atomic_path(output, overwrite=overwrite) as aside:
         model.save_pretrained(aside)
+        if pca is not None:
+            pca.save(aside)
+    if "state" in options:
+        options["state"].unlink(missing_ok=True)
     return output
+
+
+def _training_key(graphs: Sequence[Path], start: Path | None, settings: Settings) -> str:
+    """Digest of all that a training depends on: content, not names of files."""
+    import hashlib
+
+    values = {name: value for name, value in settings.of_stage("domains_train").items() if name not in _NOT_OF_MODEL}
+    packages = {name: version(name) for name in (*_NUMERICAL, "torch")}
+    said = [values, packages, __version__, checksum(start) if start else None]
+    found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for graph in graphs:
+        for path in sorted(graph.rglob("*")):
+            # Its attributes hold the time that it took to make.
+            if path.is_file() and path != graph / "zarr.json":
+                with path.open("rb") as file:
+                    found.update(path.relative_to(graph).as_posix().encode())
+                    found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()[:32]
+
+
+def _pca_of(model: Path) -> "ImagePca | None":
+    """Components of images that a model was trained with."""
+    from cellquilt.domains.images.pca import ImagePca
+
+    return ImagePca.load(model) if (model / COMPONENTS).is_file() else None
 
 
 def _name_of(graph: Path) -> str:
@@ -272,13 +377,14 @@ def embed_slide(
     Raises
     ------
     CellquiltError
-        ``graph-store-invalid``, ``model-missing``, ``model-not-shipped``, ``genes-unknown``, ``kinds-differ``.
+        ``graph-store-invalid``, ``model-missing``, ``model-not-shipped``, ``genes-unknown``, ``kinds-differ``,
+        ``image-embeddings``, ``image-pca-differs``.
     """
     from cellquilt.domains.model import threads_of
 
     refuse_existing(output, overwrite)
-    model, about = _model(settings, weights)
-    slide = read_slide(graph)
+    model, about, pca = _model(settings, weights)
+    slide = read_slide(graph, pca)
     with threads_of(settings["threads"]):
         latents = model.encoder.encode(slide)
     found = CellDomains(slide.name, np.asarray(slide.cells, dtype=object), latents, about={"model": about})
@@ -287,12 +393,12 @@ def embed_slide(
     return found.write(output, overwrite=overwrite)
 
 
-def _model(settings: Settings, weights: Path | None) -> "tuple[Model, str]":
-    """The model to use, and its checksum."""
+def _model(settings: Settings, weights: Path | None) -> "tuple[Model, str, ImagePca | None]":
+    """The model to use, its checksum, and the components of images that it takes."""
     from cellquilt.domains.model import Model
 
     folder = model_folder(weights or settings["domains_model"] or SHIPPED_DOMAINS)
-    return Model.from_pretrained(folder), checksum(folder)
+    return Model.from_pretrained(folder), checksum(folder), _pca_of(folder)
 
 
 def assign_domains(
@@ -335,7 +441,7 @@ def assign_domains(
 
     refuse_existing(output, overwrite)
     files, seed = LatentFiles(latents), settings["domains_seed"]
-    model, of = _model(settings, weights)
+    model, of, pca = _model(settings, weights)
     for path in files.paths:
         if about_file(path).get("model") != of:
             raise CellquiltError(
@@ -349,7 +455,10 @@ def assign_domains(
         with atomic_path(output, overwrite=overwrite) as aside:
             aside.mkdir()
             model.save_pretrained(aside / "model")
+            if pca is not None:
+                pca.save(aside / "model")
             about = _about(model, settings, level, used)
+            about |= {} if pca is None else {"image": scrub(dict(pca.about))}
             about |= {"model_sha256": checksum(aside / "model"), "start_sha256": of}
             judge = None
             if len(names) <= _MOST_JUDGED:
@@ -362,7 +471,7 @@ def assign_domains(
             for cells in files.cells():
                 leaf = model.leaves(cells.latents)
                 domain = np.append(place, -1)[leaf]
-                sure = judge and judge.confidence(cells.latents, domain, len(names))
+                sure = None if judge is None else judge.confidence(cells.latents, domain, len(names))
                 found = replace(cells, leaf=leaf, domain=domain, names=names, confidence=sure, about=about)
                 found.write(aside / f"{cells.sample}{DOMAINS_FILE}")
                 counts[cells.sample] = found.counts

@@ -32,7 +32,9 @@ _COARSE = 4.0
 
 
 @dataclass(frozen=True)
-class _Slide:
+class ImagedSlide:
+    """A slide's cells and its image; `table` is the place of its table among several."""
+
     name: str
     table: int
     rows: NDArray[np.int64]
@@ -145,12 +147,12 @@ def image_embeddings(
     if not slides:
         raise CellquiltError("images-differ", "there are no cells", "give tables with cells")
     for slide in slides:
-        _check(slide, cut)
+        check_inside(slide, cut)
     with threads_of(threads), network_of(model, weights, mean, std, slides[0].image.shape[0], device) as network:
         about = {"patch_um": cut.patch_um, "um_per_px": cut.um_per_px, **network.about}
-        work = _Work(network, cut, batch_size, memory_mb)
+        work = PatchFeatures(network, cut, batch_size, memory_mb)
         if pca is None:
-            chosen = _sample(slides, seed)
+            chosen = sample_cells([slide.rows.size for slide in slides], seed)
             features = work.features(slides, chosen)
             pca = ImagePca.of(features, n_components, about)
             known = np.split(pca.transform(features), np.cumsum([rows.size for rows in chosen])[:-1])
@@ -173,7 +175,7 @@ def image_embeddings(
 
 def _slides(
     tables: "list[AnnData]", image: Any, slide_key: str | None, opened: Callable[[Any], SlideImage]
-) -> list[_Slide]:
+) -> list[ImagedSlide]:
     """The slides of all tables, each with its image; those without cells are left out."""
     several = isinstance(image, list | tuple)
     if isinstance(image, Mapping) and slide_key is None and not hasattr(image, "children"):
@@ -196,7 +198,7 @@ def _slides(
                     raise CellquiltError("images-differ", f'slide "{slide.name}" has no image', f"images: {known}")
                 given = image[slide.name]
             name = slide.name if slide_key is not None else f"table {number}"
-            found.append(_Slide(name, number, slide.rows, xy[slide.rows], opened(given)))
+            found.append(ImagedSlide(name, number, slide.rows, xy[slide.rows], opened(given)))
     sizes = {slide.image.shape[0] for slide in found}
     if len(sizes) > 1:
         raise CellquiltError(
@@ -205,7 +207,8 @@ def _slides(
     return found
 
 
-def _check(slide: _Slide, cut: Cut) -> None:
+def check_inside(slide: ImagedSlide, cut: Cut) -> None:
+    """Refuse an image beside which many of the slide's cells lie."""
     image = slide.image
     n, outside = slide.rows.size, int((~image.inside(slide.xy_um)).sum())
     if outside > _MOST_OUTSIDE * n:
@@ -227,25 +230,26 @@ def _check(slide: _Slide, cut: Cut) -> None:
         )  # fmt: skip
 
 
-def _sample(slides: list[_Slide], seed: int) -> list[NDArray[np.int64]]:
-    """Cells of each slide, ascending, of each the same share."""
-    share = min(1.0, _SAMPLE / sum(slide.rows.size for slide in slides))
+def sample_cells(sizes: Sequence[int], seed: int) -> list[NDArray[np.int64]]:
+    """Cells of slides of so many, ascending, of each the same share: those that components are made of."""
+    share = min(1.0, _SAMPLE / max(sum(sizes), 1))
     found = []
-    for number, slide in enumerate(slides):
-        n = slide.rows.size
+    for number, n in enumerate(sizes):
         rng = np.random.default_rng([seed, number])
         found.append(np.sort(rng.choice(n, round(share * n), replace=False)) if share < 1 else np.arange(n))
     return found
 
 
 @dataclass(frozen=True)
-class _Work:
+class PatchFeatures:
+    """What a network says of the patches around cells."""
+
     network: Network
     cut: Cut
     batch_size: int
     memory_mb: int
 
-    def features(self, slides: list[_Slide], chosen: list[NDArray[np.int64]]) -> NDArray[np.float32]:
+    def features(self, slides: list[ImagedSlide], chosen: list[NDArray[np.int64]]) -> NDArray[np.float32]:
         """(n, n_features) of some cells of each slide, in their order."""
         out, start = np.zeros((0, 0), dtype=np.float32), 0
         for slide, rows in zip(slides, chosen, strict=True):
@@ -257,7 +261,7 @@ class _Work:
         return out
 
     def batches(
-        self, slide: _Slide, rows: NDArray[np.int64]
+        self, slide: ImagedSlide, rows: NDArray[np.int64]
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Cells and their features, in whole batches: a tile that has few cells is no batch by itself."""
         waiting: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []

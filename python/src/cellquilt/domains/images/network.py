@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cellquilt.core.errors import CellquiltError, did_you_mean, did_you_mean_file
 from cellquilt.domains.devices import device_of
+from cellquilt.segment.generic import import_function
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,6 +134,24 @@ def network_of(
     finally:
         for module in trained:
             module.training = True
+
+
+def network_or_function(name: str) -> "str | Callable[[torch.Tensor], Any]":
+    """A function of that name, ``module:function``, or the name as it is: a network's.
+
+    Raises
+    ------
+    CellquiltError
+        ``image-model-unknown``.
+    """
+    if ":" not in name:
+        return name
+    try:
+        return import_function(name)
+    except CellquiltError as error:
+        raise CellquiltError(
+            "image-model-unknown", f"{error.message.replace('the segmentation function ', '')}", error.hint
+        ) from error
 
 
 def _sha256(path: Path) -> str:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import LOG
+from cellquilt.domains.checkpoint import COMPONENTS
 
-FILE = "image_pca.safetensors"
 _ROWS_AT_ONCE = 4096
 #: Of the largest variance; what is below is rounding.
 _LEAST_VARIANCE = 1e-9
@@ -143,7 +143,7 @@ class ImagePca:
         from safetensors.numpy import save_file
 
         path = Path(path)
-        path = path / FILE if path.is_dir() else path
+        path = path / COMPONENTS if path.is_dir() else path
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ("components", "mean", "std")}
         with atomic_path(path, overwrite=overwrite) as part:
             # One entry: safetensors writes several in any order.
@@ -162,7 +162,7 @@ class ImagePca:
         from safetensors import SafetensorError, safe_open
 
         path = Path(path)
-        path = path / FILE if path.is_dir() else path
+        path = path / COMPONENTS if path.is_dir() else path
         try:
             with safe_open(path, framework="numpy") as file:
                 found = [file.get_tensor(name) for name in ("mean", "components", "std")]

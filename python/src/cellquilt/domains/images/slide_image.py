@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from cellquilt.core.errors import CellquiltError, did_you_mean, did_you_mean_file
 from cellquilt.core.images import Image
 from cellquilt.core.transforms import MICRONS, Affine, apply
+from cellquilt.readers.base import ImageSource
 
 
 class SlideImage:
@@ -69,6 +70,11 @@ class SlideImage:
         self.shape = (len(self._channels), shape[1], shape[2])
         self.um_to_px = _alignment(maps, pixel_size_um, um_to_px, coordinate_system)
 
+    @classmethod
+    def of_source(cls, source: ImageSource, channels: Sequence[int] | None = None) -> "SlideImage":
+        """An image that a reader opened; its windows are read when they are asked for."""
+        return cls(_Windows(source), um_to_px=np.linalg.inv(source.transforms[MICRONS]), channels=channels)
+
     @property
     def item_size(self) -> int:
         """Bytes of a pixel of one channel."""
@@ -103,6 +109,18 @@ class SlideImage:
         """(n,) which places the image shows."""
         xy = apply(self.um_to_px, xy_um)
         return ((xy >= 0) & (xy < [self.shape[2], self.shape[1]])).all(axis=1)
+
+
+class _Windows:
+    """An opened image as an array of which windows are read."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self._source, self.shape, self.dtype = source, source.shape, source.dtype
+
+    def __getitem__(self, window: tuple[slice, slice, slice]) -> NDArray[Any]:
+        _, y, x = window
+        bounds = y.start, y.stop, x.start, x.stop
+        return np.stack([self._source.read(channel, *bounds) for channel in range(self.shape[0])])
 
 
 def _of_xarray(element: Any) -> tuple[Any, dict[str, Affine]]:

@@ -64,7 +64,7 @@ class TrainingOptions:
     n_hops_local, n_hops_view
         Radius of a place, and how far apart two views are, in edges.
     embedding_size, hidden_size, heads, num_layers, output_size, num_prototypes, histo_embedding_size
-        See `network.Architecture`.
+        See `network.Architecture`; the last is by default that of the slides' embeddings of images.
     device
         ``cpu``, ``cuda``, ``cuda:1``, …, or ``auto``.
     mixed_precision
@@ -165,7 +165,8 @@ def train_published(
         What a `Model` is made of; ``encoder.config["training"]`` holds the loss, the entropy and the prototypes in use
         of every epoch.
     """
-    given = TrainingOptions.of(**options)
+    seen = slides[0].image
+    given = TrainingOptions.of(**({} if seen is None else {"histo_embedding_size": seen.shape[1]}) | options)
     torch.manual_seed(seed)
     choice = GeneChoice.of(slides)
     slides = with_variable_genes(slides, choice)
