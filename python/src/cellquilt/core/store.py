@@ -17,6 +17,7 @@ from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError, did_you_mean
 from cellquilt.core.privacy import scrub
 from cellquilt.core.settings import Settings
+from cellquilt.core.sizes import measured
 
 KINDS = ("images", "labels", "points", "shapes", "tables")
 #: Folder inside a store where `cellquilt segment STORE` leaves the patches' results for `cellquilt resolve STORE`.
@@ -173,6 +174,7 @@ def new_store(path: Path | str, *, sample: str, overwrite: bool = False) -> Iter
             zarr_json.write_group(aside / kind)
         yield Store(aside)
         _hide_empty_shapes(Store(aside))
+        Store(aside).annotate(size=measured(aside))
 
 
 @contextmanager
@@ -240,6 +242,7 @@ def add_delta(store: Path, delta: Path, *, overwrite: bool = False, extends: Seq
     for record in added.records:
         parent.add_record(record)
     parent.add_compared(added.compared)
+    parent.annotate(size=measured(parent.path))
     consolidate(parent.path)
 
 

@@ -392,7 +392,10 @@ def write_transcript_bundles(
             records += made
             for number, folder in folders.items():
                 members = records[edges[number] : edges[number + 1]]
-                zarr_json.write_group(folder, {"cellquilt": {**attributes, "bundle": number, "patches": members}})
+                counts = [record["n_transcripts"] for record in members]
+                size = {"transcripts": sum(counts), "patch_transcripts": max(counts, default=0)}
+                own = {"bundle": number, "patches": members, "size": size}
+                zarr_json.write_group(folder, {"cellquilt": {**attributes, **own}})
     return TranscriptPatches(paths, records, _facts(source, records, cutting, attributes))
 
 
