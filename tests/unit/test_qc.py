@@ -356,7 +356,7 @@ def test_attributes_say_how_it_was_made(assembled):
     assert attributes["checksums"] == {"nuclei.npz": "c0ffee"}
     assert attributes["parameters"]["patch_width_px"] == 300
     assert attributes["given"] == ["patch_width_px", "pixel_size_um", "seed"]
-    assert attributes["command"][0] == "cellquilt convert SLIDE --output s1.raw.zarr --pixel-size-um 0.5"
+    assert attributes["command"][0] == "cellquilt convert SLIDE --sample s1 --output s1.zarr --pixel-size-um 0.5"
     assert [record["stage"] for record in attributes["records"]] == [
         "convert",
         "tissue",

@@ -547,6 +547,7 @@ def test_the_store_says_what_it_is_made_of_and_not_where(image, tmp_path) -> Non
         "slide", "ome_tif", "image.ome.tif"
     )  # fmt: skip
     assert attributes["inputs"][1] == {
+        "column": "transcripts",
         "name": "t.csv",
         "bytes": table.stat().st_size,
         "sha256": hashlib.sha256(table.read_bytes()).hexdigest(),

@@ -148,7 +148,7 @@ def test_pictures_are_described(page):
         "segment 2 10.0",
         "patch_width_px 300",
         "nuclei.npz c0ffee",
-        "cellquilt convert SLIDE --output s1.raw.zarr --pixel-size-um 0.5",
+        "cellquilt convert SLIDE --sample s1 --output s1.zarr --pixel-size-um 0.5",
         "Cells: 105 found, 110 true, mean overlap 0.81",
         "F1 0.912",
         "of the assigned transcripts are in the cell they came from",
@@ -494,11 +494,20 @@ def test_domains_in_the_tables(outdir, tmp_path):
     qc = json.loads((outdir / "s1" / "qc.json").read_text())
     for name, more in {
         "with": {"n_domains": 4},
-        "without": {"domains_missing": {"stage": "DOMAINS_PREPARE", "message": "there are no genes", "hint": "h"}},
+        "without": {
+            "domains_missing": {
+                "code": "genes-missing",
+                "stage": "DOMAINS_PREPARE",
+                "message": "there are no genes",
+                "hint": "h",
+            }
+        },
         "table": {"verdict": None, "n_transcripts": None, "share_assigned": None, "n_domains": 3},
     }.items():
         (tmp_path / f"{name}.json").write_text(json.dumps({**qc, **more, "sample": name}))
     samples_table(sorted(tmp_path.glob("*.json")), "with,without,table", tmp_path / "samples.tsv")
+    head, *rows = [line.split("\t") for line in (tmp_path / "samples.tsv").read_text().splitlines()]
+    assert [row[head.index("error")] for row in rows] == ["", "genes-missing", ""]
     lines = summary_table(tmp_path).splitlines()
     assert lines[0].split()[-1] == "domains"
     assert [line.split()[-1] for line in lines[2:5]] == ["4", "–", "3"]

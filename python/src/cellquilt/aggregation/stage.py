@@ -95,6 +95,8 @@ def aggregate_slide(
 
     slide, source = Store(store), Store(store if cells is None else cells)
     record = Record("aggregate", slide.name, settings.of_stage("aggregate"))
+    if metadata:
+        record.facts["metadata"] = dict(metadata)
     place = source.element("shapes", "cell_boundaries")
     outlines = Outlines(place)
     nuclei = None

@@ -1,10 +1,13 @@
 """Verbs around the pipeline: simulated and demo inputs, checks, and how a store was made."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+
+from cellquilt.core.schema import SHEET_FILES
 
 _PATH = click.Path(path_type=Path)
 
@@ -76,13 +79,52 @@ def download_weights(name: str, generation: str) -> None:
     click.echo(stardist.download(name) if name in stardist.PUBLISHED else cellpose.download_weights(name, generation))
 
 
+def _sheet_files(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for each column of the sheet that names a file that results are made of."""
+    for column in reversed([column for column in SHEET_FILES if column != "truth"]):
+        option = f"--{column.replace('_', '-')}"
+        text = f"What stood in the sheet's column {column}: compared with the recorded checksums."
+        function = click.option(option, column, type=_PATH, help=text)(function)
+    return function
+
+
 @click.command()
 @click.argument("store", type=_PATH)
-def provenance(store: Path) -> None:
-    """Show how a store was made: versions, parameters, time and memory of every stage."""
-    from cellquilt.core.store import Store
+@_sheet_files
+@click.option("--sheet", type=_PATH, help="Write a sample sheet of this slide here.")
+@click.option("--params-file", type=_PATH, help="Write the parameters that differ from their defaults here (JSON).")
+@click.option("--overwrite", is_flag=True, help="Replace these two files.")
+@click.option("--full", is_flag=True, help="Show all parameters and whole checksums.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def provenance(
+    store: Path,
+    sheet: Path | None,
+    params_file: Path | None,
+    overwrite: bool,
+    full: bool,
+    as_json: bool,
+    **given: Path | None,
+) -> None:
+    """Show how a store was made: inputs, steps, seeds, checksums, versions, and the commands to make it again.
 
-    click.echo(json.dumps(Store(store).attributes, indent=2, sort_keys=True))
+    STORE is a published store, or a cell table to which cellquilt added domains.
+    """
+    from cellquilt.report import remake
+
+    origin = remake.read_origin(store)
+    there = {column: place for column, place in given.items() if place is not None}
+    same = remake.check_inputs(origin, there)
+    files = {column: str(place.absolute()) for column, place in there.items()}
+    if sheet is not None:
+        remake.write_sheet(origin, sheet, files, overwrite=overwrite)
+    if params_file is not None:
+        remake.write_parameters(origin, params_file, overwrite=overwrite)
+    if as_json:
+        click.echo(json.dumps(remake.as_dict(origin, files, full=full), indent=2, ensure_ascii=False))
+        return
+    click.echo(remake.as_text(origin, files, full=full, sheet=sheet, parameters=params_file))
+    if same:
+        click.echo(f"\nThe same as recorded: {', '.join(same)}")
 
 
 @click.command()

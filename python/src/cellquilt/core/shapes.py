@@ -18,6 +18,7 @@ import shapely
 from cellquilt.core import zarr_json
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.parquet import ParquetWriter, arrow_array
+from cellquilt.core.privacy import scrub
 from cellquilt.core.transforms import Affine, apply, element_transforms, to_ngff
 
 METADATA_KEY = b"cellquilt"
@@ -255,7 +256,7 @@ def write_outlines(
 ) -> None:
     """`write_shapes` from the parts of a `ShapesTable`, for outlines that are not held as objects."""
     _write_group(element, transforms)
-    write_geoparquet(element / _FILE, geometry, columns, index=("cell_id", ids), metadata=metadata or {})
+    write_geoparquet(element / _FILE, geometry, columns, index=("cell_id", ids), metadata=scrub(metadata or {}))
 
 
 def _write_group(element: Path, transforms: Mapping[str, Affine]) -> None:

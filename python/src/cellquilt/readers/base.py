@@ -7,6 +7,7 @@ name to `cellquilt.core.settings.TECHNOLOGIES`. A reader only *opens*: it checks
 
 import hashlib
 import importlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import numpy as np
 
 from cellquilt.core.errors import CellquiltError, did_you_mean
 from cellquilt.core.log import LOG
+from cellquilt.core.privacy import scrub
 from cellquilt.core.settings import TABLES, TECHNOLOGIES, Settings
 from cellquilt.core.transforms import GLOBAL, MICRONS, Affine, identity
 
@@ -62,10 +64,21 @@ class ImageSource:
 
 @dataclass
 class PointsSource:
-    """Transcripts to be streamed: batches in µm, as `cellquilt.core.points` describes the columns."""
+    """Transcripts to be streamed.
+
+    Attributes
+    ----------
+    transforms
+        Coordinate system → (3, 3) map from the batches' x, y.
+    batches
+        Batches in µm, as `cellquilt.core.points` describes the columns.
+    about_rows
+        How many there are, told without reading them.
+    """
 
     transforms: dict[str, Affine]
     batches: Callable[[], Iterator["pa.Table"]]
+    about_rows: Callable[[], int]
 
 
 @dataclass
@@ -215,6 +228,7 @@ def convert_slide(
     slide, transcripts, prior_cells = (
         Path(path) if path is not None and str(path) else None for path in (slide, transcripts, prior_cells)
     )
+    given = {"path": slide, "transcripts": transcripts, "prior_cells": prior_cells}
     if slide is None and not reader.needs_path:
         slide, transcripts = transcripts, None
     if slide is None:
@@ -249,7 +263,11 @@ def convert_slide(
             write_shapes(store.new_element("shapes", element), table)
             opened.facts[f"n_{element}"] = len(table)
         record.facts.update(opened.facts)
-        store.annotate(technology=technology, source=name, inputs=[describe_file(path) for path in opened.inputs])
+        record.facts["sources"] = {column: path.name for column, path in given.items() if path is not None}
+        if given["path"] is not None:
+            record.facts["sources"]["path"] = re.split(r"[/\\]", name.rstrip("/\\"))[-1] or slide.name
+        record.facts["inputs"] = [_describe_input(path, given) for path in opened.inputs]
+        store.annotate(technology=technology, source=scrub(name), inputs=record.facts["inputs"])
         store.add_record(record.finish())
     return output
 
@@ -358,14 +376,31 @@ def choose_planes(setting: str, planes: Sequence[int], source: str) -> list[int]
     return [plane]
 
 
+def _describe_input(path: Path, given: Mapping[str, Path | None]) -> dict[str, Any]:
+    """An input with the column of the sheet that it came by; a file of the slide's folder by its place in it."""
+    column = next((column for column, place in given.items() if place == path), "path")
+    folder = given["path"]
+    inside = column == "path" and folder is not None and folder.is_dir() and path.is_relative_to(folder)
+    name = path.relative_to(folder).as_posix() if inside and folder is not None else path.name
+    return {"column": column, **describe_file(path), "name": name}
+
+
 def describe_file(path: Path) -> dict[str, Any]:
-    """Name, size and checksum of an input.
+    """Name, size and checksum of an input; of a folder its files together, by their places in it.
 
     Files above 64 MiB are hashed by 64 pieces of 1 MiB, evenly spread and the ends included: reading 40 GB twice
     would cost more than converting them.
     """
-    size = path.stat().st_size
     digest = hashlib.sha256()
+    if path.is_dir():
+        files = sorted((entry.relative_to(path).as_posix(), entry) for entry in path.rglob("*") if entry.is_file())
+        size = 0
+        for place, entry in files:
+            about = describe_file(entry)
+            size += about.pop("bytes")
+            digest.update(f"{place}\0{[*about.values()][-1]}\n".encode())
+        return {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
+    size = path.stat().st_size
     with path.open("rb") as file:
         if size <= _HASH_WHOLE:
             while piece := file.read(1 << 20):

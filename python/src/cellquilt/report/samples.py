@@ -33,7 +33,7 @@ def row(qc: Mapping[str, Any]) -> dict[str, str]:
     cells = {name: _text(qc.get(name)) for name in NUMBERS}
     missing = qc.get("domains_missing") or {}
     if missing:
-        cells |= {"stage": missing["stage"], "error": missing["code"], "hint": missing["hint"]}
+        cells |= {"stage": missing["stage"], "error": missing.get("code", ""), "hint": missing["hint"]}
         cells["cause"] = f"domains missing: {missing['message']}"
     return {
         "sample": qc["sample"],

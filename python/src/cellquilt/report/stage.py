@@ -5,17 +5,24 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from cellquilt import __version__
 from cellquilt.comparison.methods import read_comparison
 from cellquilt.core.atomic import atomic_path
 from cellquilt.core.log import LOG
-from cellquilt.core.record import Record
-from cellquilt.core.settings import Settings
-from cellquilt.core.store import assemble, new_store
+from cellquilt.core.privacy import scrub
+from cellquilt.core.record import Record, versions
+from cellquilt.core.settings import TABLES, Settings
+from cellquilt.core.store import Store, assemble, new_store
+from cellquilt.readers.base import describe_file
 from cellquilt.report.provenance import provenance
 from cellquilt.report.qc import compute_qc, qc_json, read_qc
+from cellquilt.report.remake import Origin, add_origin
 from cellquilt.report.view import View
+
+if TYPE_CHECKING:
+    from cellquilt.domains.results import CellDomains
 
 
 def _thresholds(settings: Settings) -> Path | None:
@@ -96,6 +103,9 @@ def _assemble(parts: Sequence[Path], output: Path, settings: Settings, qc: Path 
     view = View(parts)
     numbers = compute_qc(view, thresholds=_thresholds(settings))
     attributes = {**provenance(view.records, view.sample), "verdict": numbers["verdict"]}
+    thresholds = _thresholds(settings)
+    if thresholds is not None:  # the verdict is by these
+        attributes["checksums"][thresholds.name] = describe_file(thresholds)["sha256"]
     # The store is made before anything is replaced: a failure leaves what was there.
     with atomic_path(output, overwrite=overwrite) as aside:
         assemble(parts, aside, sample=view.sample, attributes=attributes)
@@ -136,7 +146,9 @@ def annotate_sample(
 
     found = read_cells(domains)
     record = Record("domains_annotate", sample or found.sample)
-    annotate_table(table, output, domains=domains, graph=graph, sample=sample, metadata=metadata, overwrite=overwrite)
+    with atomic_path(output, overwrite=overwrite) as aside:
+        annotate_table(table, aside, domains=domains, graph=graph, sample=sample, metadata=metadata)
+        add_origin(aside, _origin_of_table(table, found, graph, record.sample, metadata or {}))
     if qc is not None:
         assert found.domain is not None
         made = record.finish()
@@ -153,6 +165,35 @@ def annotate_sample(
         with atomic_path(qc, overwrite=overwrite) as aside:
             aside.write_text(qc_json(numbers), encoding="utf-8")
     return Path(output)
+
+
+def _origin_of_table(
+    table: Path, found: "CellDomains", graph: Path | None, sample: str, metadata: Mapping[str, str]
+) -> Origin:
+    """How a table got its domains; without times, so that the same input gives the same bytes."""
+    about = dict(found.about or {})
+    parameters, used = about.pop("parameters", {}), about.pop("versions", {})
+    inside = (Path(table) / "tables").is_dir()
+    facts = {
+        "sources": {"path": Path(table).name},
+        "inputs": [{"column": "path", **describe_file(Path(table))}],
+        "metadata": dict(sorted(metadata.items())),
+    }
+    records = [] if graph is None else Store(graph).records
+    records = [
+        *({key: value for key, value in made.items() if key not in ("seconds", "peak_rss_mb")} for made in records),
+        {"stage": "domains", "sample": sample, "parameters": parameters, "facts": about, "versions": used},
+        {"stage": "domains_annotate", "sample": sample, "parameters": {}, "facts": facts, "versions": versions()},
+    ]
+    seeds = {name: value for name, value in sorted(parameters.items()) if name.split("_")[-1] == "seed"}
+    return Origin(
+        sample=sample,
+        technology=TABLES[1] if inside else TABLES[0],
+        version=__version__,
+        records=scrub(records),
+        seeds=seeds,
+        checksums={"domains_model": about.get("model_sha256", "")},
+    )
 
 
 def report_slide(
