@@ -2,12 +2,14 @@
 
 import anndata
 import cellquilt as cq
+import numba
 import numpy as np
 import pytest
 import torch
 from cellquilt.core.errors import CellquiltError
 from cellquilt.domains.neighbourhoods import at, make_batch, within
-from cellquilt.domains.published.attention import GraphAttention, interleaved, own_lengths
+from cellquilt.domains.published.attention import CELL_DISTANCE_UM, Edges, Messages, Pooled, interleaved
+from cellquilt.domains.published.lanes import everywhere, exponential, larger, load, over, store, total, where_positive
 from cellquilt.geometry.neighbours import SpatialGraph, neighbour_graph, neighbours_in_grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -165,60 +167,97 @@ def test_a_batch_holds_the_induced_graphs():
         assert got[part].sum() == pytest.approx(got[part, part].sum())
 
 
-def reference(left, right, edge, attention, heads, batch, length, own):
-    """Attention with whole matrices."""
+def reference(sides, edge, attention, heads, batch):
+    """z of `attention`, with whole matrices and the heads outermost, (n, heads, size)."""
+    left, right = sides.chunk(2, dim=1)
     n, size = left.shape[0], left.shape[1] // heads
-    connected = np.zeros((n, n), dtype=bool)
-    d = np.zeros((n, n))
+    connected = np.eye(n, dtype=bool)
+    far = np.zeros((n, n))
     row = np.repeat(np.arange(n), np.diff(batch.indptr))
-    connected[row, batch.indices], d[row, batch.indices] = True, length
-    connected[np.arange(n), np.arange(n)], d[np.arange(n), np.arange(n)] = True, own
-    d = torch.from_numpy(d)[:, :, None]
-    value = torch.nn.functional.leaky_relu(left[None] + right[:, None] + edge * d, 0.2) * attention
-    score = value.view(n, n, heads, size).sum(-1)
-    score = score.masked_fill(~torch.from_numpy(connected)[:, :, None], -torch.inf)
-    weight = torch.softmax(score, dim=1)
-    return torch.einsum("ijh,jhc->ihc", weight, left.view(n, heads, size)).reshape(n, -1)
+    connected[row, batch.indices], far[row, batch.indices] = True, batch.distance_um / CELL_DISTANCE_UM
+    far[np.arange(n), np.arange(n)] = far.sum(axis=1) / np.maximum(connected.sum(axis=1) - 1, 1)
+    value = left[None] + right[:, None] + edge * torch.from_numpy(far)[:, :, None]
+    score = (torch.nn.functional.leaky_relu(value, 0.2) * attention).view(n, n, heads, size).sum(-1)
+    weight = torch.softmax(score.masked_fill(~torch.from_numpy(connected)[:, :, None], -torch.inf), dim=1)
+    return torch.einsum("ijh,jhc->ihc", weight, left.view(n, heads, size))
 
 
-@pytest.mark.parametrize("heads", [1, 4])
-def test_attention_and_its_gradient_are_those_of_whole_matrices(heads):
+def messages_reference(sides, edge, attention, bias, heads, batch):
+    return torch.nn.functional.elu(reference(sides, edge, attention, heads, batch).flatten(1) + bias)
+
+
+def pooled_reference(sides, edge, attention, gate, heads, batch):
+    z = reference(sides, edge, attention, heads, batch).mean(dim=1)
+    parts = [z[a:b] for a, b in zip(batch.ptr[:-1], batch.ptr[1:], strict=True)]
+    return torch.stack([torch.softmax(part @ gate, dim=0) @ part for part in parts])
+
+
+@pytest.mark.parametrize("heads", [1, 3, 8])
+@pytest.mark.parametrize("what", ["messages", "pooled"])
+def test_attention_and_its_gradient_are_those_of_whole_matrices(what, heads):
     graph = neighbour_graph(places(4, 80), radius_um=50)
     batch = make_batch(graph, within(graph, 1), np.array([3, 50, 60]))
-    length = batch.distance_um / 20
-    own = own_lengths(batch.indptr, length)
     generator = torch.Generator().manual_seed(0)
-    n, width = int(batch.ptr[-1]), 8 * heads
-    parts = [torch.randn(n, width, generator=generator), torch.randn(n, width, generator=generator)]
-    parts += [torch.randn(width, generator=generator), torch.randn(width, generator=generator)]
-    target = torch.randn(n, width, generator=generator)
+    n, size = int(batch.ptr[-1]), 6
+    width = heads * size
+    order = torch.from_numpy(interleaved(heads, size))
+    numbers = {"sides": (n, 2 * width), "edge": (width,), "attention": (width,)}
+    numbers["last"] = (width if what == "messages" else size,)
+    given = {name: torch.randn(shape, generator=generator) for name, shape in numbers.items()}
+    target = torch.randn((n, width) if what == "messages" else (3, size), generator=generator)
+
+    def turned(name, part):
+        """With the heads innermost."""
+        if name == "sides":
+            return torch.cat([half[:, order] for half in part.chunk(2, dim=1)], dim=1)
+        return part[order] if len(part) == width else part
+
     found = []
-    for exact in (False, True):
-        own_parts = [part.clone().double() if exact else part.clone() for part in parts]
-        for part in own_parts:
-            part.requires_grad_()
+    for exact in (True, False):
+        parts = [(part.double() if exact else turned(name, part)).requires_grad_() for name, part in given.items()]
         if exact:
-            out = reference(*own_parts, heads, batch, length, own)
+            out = (messages_reference if what == "messages" else pooled_reference)(*parts, heads, batch)
+            (out * target).sum().backward()
+            gradients = [turned(name, part.grad) for name, part in zip(given, parts, strict=True)]
+            found.append([out.detach()[:, order] if what == "messages" else out.detach(), *gradients])
         else:
-            arrays = (batch.ptr, batch.indptr, batch.indices, length, own)
-            order = torch.from_numpy(interleaved(heads, 8))
-            out = GraphAttention.apply(*[part[..., order] for part in own_parts], heads, *arrays)
-        (out * target).sum().backward()
-        found.append([out.detach(), *[part.grad for part in own_parts]])
-    for ours, exact in zip(*found, strict=True):
+            out = (Messages if what == "messages" else Pooled).apply(*parts, heads, Edges.of(batch))
+            wanted = target[:, order] if what == "messages" else target
+            (out * wanted).sum().backward()
+            found.append([out.detach(), *[part.grad for part in parts]])
+    for exact, ours in zip(*found, strict=True):
         np.testing.assert_allclose(ours.numpy(), exact.numpy(), rtol=2e-4, atol=2e-4)
-    assert found[0][0].abs().max() > 0.1
+        assert exact.abs().max() > 0.01
 
 
 def test_a_node_alone_looks_at_itself():
     graph = SpatialGraph.from_csr(csr_matrix((3, 3), dtype=np.float32))
     batch = make_batch(graph, within(graph, 2), np.array([1]))
     assert (batch.ptr.tolist(), batch.cells.tolist(), batch.indices.size) == ([0, 1], [1], 0)
-    own = own_lengths(batch.indptr, batch.distance_um)
-    left = torch.randn(1, 8)
-    order = torch.from_numpy(interleaved(2, 4))
-    seen, ones = left[:, order], torch.ones(8)
-    out = GraphAttention.apply(
-        seen, seen, ones, ones, 2, batch.ptr, batch.indptr, batch.indices, batch.distance_um, own
-    )
-    assert torch.equal(out, left)
+    sides, ones = torch.randn(1, 12), torch.ones(6)
+    out = Messages.apply(sides, ones, ones, torch.zeros(6), 1, Edges.of(batch))
+    np.testing.assert_allclose(out, torch.nn.functional.elu(sides[:, :6]), rtol=1e-6, atol=1e-6)
+    out = Pooled.apply(sides, ones, ones, ones, 1, Edges.of(batch))
+    np.testing.assert_allclose(out, sides[:, :6], rtol=1e-6)
+
+
+@pytest.mark.parametrize("heads", [1, 3, 8])
+def test_vectors_over_heads_compute_as_numpy(heads):
+    @numba.njit
+    def do(a, b, out):
+        for row in range(len(a)):
+            x, y = load(a, row * heads, heads), load(b, row * heads, heads)
+            store(out, 4 * row * heads, x * y - y + np.float32(2))
+            store(out, (4 * row + 1) * heads, exponential(x) * over(everywhere(np.float32(2), heads)))
+            store(out, (4 * row + 2) * heads, where_positive(x, larger(x, y), y))
+            out[row, 3, 0] = total(y)
+
+    rng = np.random.default_rng(0)
+    a = np.linspace(-90, 88, 200 * heads, dtype=np.float32).reshape(200, heads)
+    b = rng.normal(size=(200, heads)).astype(np.float32)
+    out = np.zeros((200, 4, heads), dtype=np.float32)
+    do(a, b, out)
+    np.testing.assert_allclose(out[:, 0], a * b - b + 2, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(out[:, 1], np.exp(a.astype(np.float64)) / 2, rtol=4e-6, atol=1e-37)
+    np.testing.assert_allclose(out[:, 2], np.where(a > 0, np.maximum(a, b), b))
+    np.testing.assert_allclose(out[:, 3, 0], b.sum(axis=1), rtol=1e-5, atol=1e-6)

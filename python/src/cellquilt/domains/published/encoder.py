@@ -115,17 +115,16 @@ class PublishedEncoder:
         panel = network.cell_embedder.panel(torch.from_numpy(expression.genes))
         embedded = torch.from_numpy(expression.project(panel.numpy()))
         first = network.encoder.first
-        left = torch.empty(len(graph), first.lin_l.out_features)
-        right = torch.empty_like(left)
+        sides = torch.empty(len(graph), first.sides.out_features)
         for start in range(0, len(graph), _CELLS_AT_ONCE):
             block = slice(start, start + _CELLS_AT_ONCE)
-            left[block], right[block] = first.sides(embedded[block])
+            sides[block] = first.sides(embedded[block])
         for start in progress(range(0, valid.size, _BATCH), f"{slide.name}: latents"):
             cells = valid[start : start + _BATCH]
             batch = make_batch(graph, near, cells)
             nodes = torch.from_numpy(batch.cells)
             seen = None if image is None else torch.from_numpy(image[cells])
-            out[cells] = network.encoder(left[nodes], right[nodes], batch, seen).numpy()
+            out[cells] = network.encoder(sides[nodes], batch, seen).numpy()
         return out
 
     @property

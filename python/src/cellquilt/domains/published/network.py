@@ -6,7 +6,6 @@ that these load as they are. `Architecture` says how large they are.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cellquilt.domains.neighbourhoods import Batch
-from cellquilt.domains.published.attention import GraphAttention, attention_by_torch, interleaved, own_lengths
+from cellquilt.domains.published.attention import (
+    Edges,
+    Messages,
+    Pooled,
+    interleaved,
+    messages_by_torch,
+    pooled_by_torch,
+)
 
-#: Lengths of edges are given in units of this: about the distance of two cells.
-CELL_DISTANCE_UM = 20.0
 _PROTOTYPES = "swav_head._prototypes"  # as published checkpoints call them
+_LAYERS = "encoder.gnn.convs."  # whose parameters these have in another order
 
 
 @dataclass(frozen=True)
@@ -77,67 +82,84 @@ class CellEmbedder(nn.Module):
 
 
 class AttentionLayer(nn.Module):
-    """A layer of graph attention; see `attention`. Heads stand side by side, or are averaged."""
+    """A layer of graph attention; see `attention`.
 
-    def __init__(self, inputs: int, size: int, heads: int, concat: bool) -> None:
+    Parameters are held as the kernels take them, both projections in one and with the heads innermost; `published` and
+    `take` translate.
+
+    Parameters
+    ----------
+    inputs
+        Numbers of a node.
+    size, heads
+        Heads, and numbers of each.
+    last
+        Heads are averaged, else they stand side by side.
+    order
+        (inputs,) where each number of a node stands in the usual order.
+    """
+
+    def __init__(self, inputs: int, size: int, heads: int, *, last: bool, order: NDArray[np.int64]) -> None:
         super().__init__()
-        self.heads, self.size, self.concat = heads, size, concat
-        self.lin_l = nn.Linear(inputs, heads * size)
-        self.lin_r = nn.Linear(inputs, heads * size)
-        self.lin_edge = nn.Linear(1, heads * size, bias=False)
-        self.att = nn.Parameter(torch.empty(1, heads, size))
-        self.order = torch.from_numpy(interleaved(heads, size))
-        self.bias = nn.Parameter(torch.zeros(heads * size if concat else size))
-        for part in (self.lin_l, self.lin_r, self.lin_edge):
-            nn.init.xavier_uniform_(part.weight)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-        nn.init.xavier_uniform_(self.att)
+        self.heads, self.size, self.last = heads, size, last
+        self._inputs, self._order = torch.from_numpy(order), torch.from_numpy(interleaved(heads, size))
+        width = heads * size
+        self.sides = nn.Linear(inputs, 2 * width)
+        self.edge = nn.Parameter(torch.empty(width))
+        self.attention = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.zeros(size if last else width))
+        with torch.no_grad():
+            for half in self.sides.weight.chunk(2):
+                nn.init.xavier_uniform_(half)
+            self.sides.bias.zero_()
+            nn.init.xavier_uniform_(self.edge[:, None])
+            nn.init.xavier_uniform_(self.attention.view(1, size, heads).transpose(1, 2))
 
-    def sides(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two projections of nodes (n, inputs), each (n, heads × size), with the heads innermost."""
-        left, right = self.lin_l, self.lin_r
-        return F.linear(x, left.weight[self.order], left.bias[self.order]), F.linear(
-            x, right.weight[self.order], right.bias[self.order]
-        )
+    def published(self) -> dict[str, Tensor]:
+        """The parameters by the names, and in the order, of published checkpoints."""
+        by_head, by_input = self._order.argsort(), self._inputs.argsort()
+        weights = [part[by_head][:, by_input] for part in self.sides.weight.detach().chunk(2)]
+        biases = [part[by_head] for part in self.sides.bias.detach().chunk(2)]
+        return {
+            "lin_l.weight": weights[0], "lin_l.bias": biases[0], "lin_r.weight": weights[1], "lin_r.bias": biases[1],
+            "lin_edge.weight": self.edge.detach()[by_head][:, None],
+            "att": self.attention.detach()[by_head].view(1, self.heads, self.size),
+            "bias": self.bias.detach() if self.last else self.bias.detach()[by_head],
+        }  # fmt: skip
 
-    def attend(self, left: Tensor, right: Tensor, graph: "Edges") -> Tensor:
-        """(n, heads × size or size) from the two projections of the nodes."""
-        learned = self.lin_edge.weight[self.order, 0], self.att.reshape(-1)[self.order]
-        if left.device.type == "cpu":
-            out = GraphAttention.apply(left, right, *learned, self.heads, *graph.arrays)
-        else:
-            out = attention_by_torch(left, right, *learned, self.heads, graph.arrays)
-        if not self.concat:
-            out = out.view(-1, self.heads, self.size).mean(dim=1)
-        return out + self.bias
+    @torch.no_grad()
+    def take(self, found: Mapping[str, Tensor]) -> None:
+        """Take over what `published` gives."""
+        order = self._order
+        weights = [found[f"lin_{side}.weight"][order][:, self._inputs] for side in "lr"]
+        self.sides.weight.copy_(torch.cat(weights))
+        self.sides.bias.copy_(torch.cat([found[f"lin_{side}.bias"][order] for side in "lr"]))
+        self.edge.copy_(found["lin_edge.weight"][order, 0])
+        self.attention.copy_(found["att"].reshape(-1)[order])
+        self.bias.copy_(found["bias"] if self.last else found["bias"][order])
 
-    def forward(self, x: Tensor, graph: "Edges") -> Tensor:
-        """(n, heads × size or size) of nodes (n, inputs)."""
-        return self.attend(*self.sides(x), graph)
+    def messages(self, sides: Tensor, graph: Edges) -> Tensor:
+        """(n, heads × size) ELU of what nodes get, from their projections (n, 2 × heads × size)."""
+        do = Messages.apply if sides.device.type == "cpu" else messages_by_torch
+        return do(sides, self.edge, self.attention, self.bias, self.heads, graph)  # type: ignore[no-any-return]
 
-
-@dataclass(frozen=True)
-class Edges:
-    """A batch as the layers take it: lengths of edges in cell distances, and nodes with an edge to themselves."""
-
-    arrays: tuple[NDArray[Any], ...]
-
-    @classmethod
-    def of(cls, batch: Batch) -> "Edges":
-        """Of a batch's neighbourhoods."""
-        length = (batch.distance_um / np.float32(CELL_DISTANCE_UM)).astype(np.float32)
-        return cls((batch.ptr, batch.indptr, batch.indices, length, own_lengths(batch.indptr, length)))
+    def pooled(self, sides: Tensor, gate: Tensor, graph: Edges) -> Tensor:
+        """(n_parts, size) mean over the nodes of each part, weighted by the softmax of their gates."""
+        do = Pooled.apply if sides.device.type == "cpu" else pooled_by_torch
+        return do(sides, self.edge, self.attention, gate, self.heads, graph) + self.bias  # type: ignore[no-any-return]
 
 
 class _Layers(nn.Module):
     def __init__(self, sizes: Architecture) -> None:
         super().__init__()
-        inputs = [sizes.embedding_size, *[sizes.hidden_size] * (sizes.num_layers - 1)]
-        self.convs = nn.ModuleList(
-            AttentionLayer(size, sizes.hidden_size // sizes.heads, sizes.heads, concat=True) for size in inputs[:-1]
-        )
-        self.convs.append(AttentionLayer(inputs[-1], sizes.output_size, sizes.heads, concat=False))
+        of_head = sizes.hidden_size // sizes.heads
+        self.convs = nn.ModuleList()
+        inputs, order = sizes.embedding_size, np.arange(sizes.embedding_size)
+        for number in range(sizes.num_layers):
+            last = number == sizes.num_layers - 1
+            size = sizes.output_size if last else of_head
+            self.convs.append(AttentionLayer(inputs, size, sizes.heads, last=last, order=order))
+            inputs, order = sizes.hidden_size, interleaved(sizes.heads, of_head)
 
 
 class _Pooling(nn.Module):
@@ -174,13 +196,13 @@ class Encoder(nn.Module):
         """The first layer, whose projections of a cell are the same in all neighbourhoods that it is in."""
         return self.gnn.convs[0]  # type: ignore[return-value]
 
-    def forward(self, left: Tensor, right: Tensor, batch: Batch, image: Tensor | None = None) -> Tensor:
+    def forward(self, sides: Tensor, batch: Batch, image: Tensor | None = None) -> Tensor:
         """Latents of a batch of neighbourhoods.
 
         Parameters
         ----------
-        left, right
-            (n_nodes, hidden) projections by the `first` layer of the batch's nodes.
+        sides
+            (n_nodes, 2 × hidden) projections by the `first` layer of the batch's nodes.
         batch
             The neighbourhoods.
         image
@@ -192,22 +214,14 @@ class Encoder(nn.Module):
             (n_parts, output_size).
         """
         graph = Edges.of(batch)
-        x = self.first.attend(left, right, graph)
-        for layer in list(self.gnn.convs)[1:]:
-            x = layer(F.elu(x), graph)
+        *layers, last = self.gnn.convs
+        for layer, following in zip(layers, self.gnn.convs[1:], strict=True):
+            sides = following.sides(layer.messages(sides, graph))  # type: ignore[operator, union-attr]
         pooling = self.node_aggregation.attention_aggregation
-        part = torch.from_numpy(np.repeat(np.arange(batch.ptr.size - 1), np.diff(batch.ptr)))
-        out = _weighted_mean(pooling.nn(x), pooling.gate_nn(x)[:, 0], part, batch.ptr.size - 1)
+        # What is the same for all nodes of a part does not change their weights: not the layer's bias, nor the gate's.
+        # And as weights add up to 1, the mean of what `nn` makes of the nodes is what it makes of their mean.
+        out = pooling.nn(last.pooled(sides, pooling.gate_nn.weight[0], graph))  # type: ignore[operator, union-attr]
         return out if image is None else self.mlp_fusion(torch.cat([out, image], dim=-1))
-
-
-def _weighted_mean(x: Tensor, gate: Tensor, part: Tensor, n_parts: int) -> Tensor:
-    """(n_parts, size) mean of the nodes of each part, weighted by the softmax of their gates."""
-    part = part.to(x.device)
-    best = gate.new_full((n_parts,), -torch.inf).scatter_reduce(0, part, gate.detach(), "amax")
-    weight = torch.exp(gate - best[part])
-    total = gate.new_zeros(n_parts).index_add(0, part, weight)
-    return x.new_zeros(n_parts, x.shape[1]).index_add(0, part, x * (weight / total[part])[:, None])
 
 
 class Network(nn.Module):
@@ -240,8 +254,15 @@ class Network(nn.Module):
 
 
 def published_parameters(network: Network) -> dict[str, Tensor]:
-    """The parameters by the names that they have in published checkpoints."""
-    return {name.replace("prototypes", _PROTOTYPES): part for name, part in network.state_dict().items()}
+    """The parameters by the names that they have in published checkpoints, and in their order."""
+    found = {
+        name.replace("prototypes", _PROTOTYPES): part
+        for name, part in network.state_dict().items()
+        if not name.startswith(_LAYERS)
+    }
+    for number, layer in enumerate(network.encoder.gnn.convs):
+        found |= {f"{_LAYERS}{number}.{name}": part for name, part in layer.published().items()}  # type: ignore[operator, union-attr]
+    return found
 
 
 def load_parameters(network: Network, found: Mapping[str, Tensor]) -> list[str]:
@@ -263,5 +284,15 @@ def load_parameters(network: Network, found: Mapping[str, Tensor]) -> list[str]:
         if name in given and given[name].shape != own[name].shape
     ]
     if not wrong:
-        network.load_state_dict({name.replace(_PROTOTYPES, "prototypes"): given[name] for name in own})
+        rest = {
+            name.replace(_PROTOTYPES, "prototypes"): part
+            for name, part in given.items()
+            if not name.startswith(_LAYERS)
+        }
+        network.load_state_dict(rest, strict=False)
+        for number, layer in enumerate(network.encoder.gnn.convs):
+            prefix = f"{_LAYERS}{number}."
+            layer.take(  # type: ignore[operator, union-attr]
+                {name.removeprefix(prefix): part for name, part in given.items() if name.startswith(prefix)}
+            )
     return wrong

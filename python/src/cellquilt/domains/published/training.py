@@ -331,7 +331,7 @@ class _Training:
         embedded = self.network.cell_embedder(x, torch.from_numpy(views.expression.genes[genes]).to(self.device))
         first = self.network.encoder.first
         image = None if views.image is None else torch.from_numpy(views.image[cells]).to(self.device)
-        return self.network.encoder(*first.sides(embedded), batch, image)  # type: ignore[no-any-return]
+        return self.network.encoder(first.sides(embedded), batch, image)  # type: ignore[no-any-return]
 
     def _batches(self, number: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Slides and cells of an epoch's batches; slides on disk some at a time."""
