@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from cellquilt.core.errors import CellquiltError
-from cellquilt.domains.checkpoint import shipped_model
+from cellquilt.domains.checkpoint import checksum, shipped_model
 from cellquilt.domains.datasets import load_dataset
-from cellquilt.domains.hub import model_folder
+from cellquilt.domains.hub import fetch_model, model_folder
 
 DATA = Path(__file__).with_name("data") / "small"
 HAS_HUB = importlib.util.find_spec("huggingface_hub") is not None
@@ -82,6 +82,25 @@ def test_a_name_that_is_nearly_that_of_a_folder(tmp_path, monkeypatch):
     assert 'did you mean "small"?' in refused("model-missing", model_folder, "./models/smal").hint
     if not HAS_HUB:
         assert 'did you mean "small"?' in refused("package-missing", model_folder, "models/smal").hint
+
+
+def test_models_are_put_into_folders(tmp_path):
+    """By the command, byte by byte; what stands there is kept."""
+    command = [sys.executable, "-m", "cellquilt", "domains", "fetch", "default", "--output", "mine"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert checksum(shipped_model()) in done.stderr
+    assert checksum(tmp_path / "mine") == checksum(shipped_model())
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["config.json", "model.safetensors"]
+    refused("output-exists", fetch_model, "default", tmp_path / "mine")
+    fetch_model(str(DATA), tmp_path / "mine", overwrite=True)
+    assert checksum(tmp_path / "mine") == checksum(DATA)
+    refused("model-missing", fetch_model, "./nowhere", tmp_path / "x")
+    (tmp_path / "empty").mkdir()
+    assert "no config.json" in refused("model-missing", fetch_model, str(tmp_path / "empty"), tmp_path / "x").message
+    if not HAS_HUB:
+        refused("package-missing", fetch_model, "owner/name", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 def test_only_a_hub_has_revisions():
@@ -191,13 +210,16 @@ def test_models_and_slides_of_a_hub_offline(tmp_path):
     assert done.stdout.split() == [
         str(len(cq.domains.Model.from_pretrained(DATA).vocabulary)), "same", "hub-unreachable", "model.safetensors",
         "hub-unreachable", "hub-unreachable", "hub-file-missing", "brain_1,007,brain_2", "4", "hub-unreachable",
+        "True", "config.json,model.safetensors", "False", "hub-unreachable", "False",
     ]  # fmt: skip
 
 
 _OFFLINE = f"""
     from cellquilt.core.errors import CellquiltError
     from cellquilt.domains import Model, load_dataset
-    from cellquilt.domains.hub import Hub, model_folder
+    from pathlib import Path
+    from cellquilt.domains.checkpoint import checksum
+    from cellquilt.domains.hub import Hub, fetch_model, model_folder
 
     def code(function, *args, **kwargs):
         try:
@@ -214,4 +236,9 @@ _OFFLINE = f"""
     print(",".join(load_dataset(tissue="brain", dry_run=True).index))
     print(load_dataset(pattern="lung")[0].n_obs)
     print(code(load_dataset, path="owner/other").code)
+    fetched = fetch_model("owner/whole", Path("fetched"))
+    print(checksum(fetched) == checksum(model_folder("owner/whole")))
+    files = sorted(fetched.iterdir())
+    print(",".join(path.name for path in files), any(path.is_symlink() for path in files))
+    print(code(fetch_model, "owner/half", Path("half")).code, Path("half").exists())
 """

@@ -18,6 +18,7 @@ from cellquilt.core.settings import BY_NAME, Settings
 from cellquilt.domains import stages
 from cellquilt.domains.checkpoint import checksum
 from cellquilt.domains.published.expression import _variable
+from cellquilt.domains.published.training import TrainingOptions, _Training
 from cellquilt.domains.results import read_cells
 from cellquilt.domains.slides import Slides, read_slide
 from sklearn.metrics import adjusted_rand_score
@@ -399,3 +400,51 @@ def test_published_training_chooses_the_genes_of_the_cohort(tmp_path):
     loaded = cq.domains.Model.from_pretrained(found / "model")
     loaded.compute_representations(alone)
     assert np.array_equal(alone.obsm["niche_latent"], made[0].obsm["niche_latent"])
+
+
+@pytest.fixture
+def small_network(monkeypatch):
+    """The published recipe with a network that trains in seconds."""
+    small = {"embedding_size": 16, "hidden_size": 16, "heads": 2, "num_layers": 2, "output_size": 8,
+             "num_prototypes": 24, "batch_size": 64}  # fmt: skip
+    usual = TrainingOptions.of
+    monkeypatch.setattr(TrainingOptions, "of", lambda **given: usual(**{**small, **given}))
+
+
+def test_a_training_that_was_killed_goes_on_where_it_was(graphs, tmp_path, small_network, monkeypatch, caplog):
+    given = {"domains": "train", "domains_recipe": "published", "domains_max_epochs": 3}
+    kept = Settings({**given, "domains_checkpoints": str(tmp_path / "kept")})
+    whole = stages.train_model(graphs, tmp_path / "whole", settings=Settings(given))
+    epoch = _Training._epoch
+
+    def killed(self, number):
+        if number == 2:
+            raise MemoryError
+        return epoch(self, number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Training, "_epoch", killed)
+        with pytest.raises(MemoryError):
+            stages.train_model(graphs, tmp_path / "first" / "model", settings=kept)
+    (state,) = (tmp_path / "kept").iterdir()
+    # Another training, of other slides or another seed, begins anew beside it.
+    other = Settings({**kept.given, "domains_seed": 1})
+    stages.train_model(graphs[:2], tmp_path / "other", settings=other)
+    assert list((tmp_path / "kept").iterdir()) == [state]
+    # The task is tried again in another folder, its files under other names and in another order.
+    moved = []
+    for number, graph in enumerate(graphs[::-1]):
+        moved.append(tmp_path / "second" / f"{number}.zarr")
+        shutil.copytree(graph, moved[-1])
+    with caplog.at_level("INFO"):
+        found = stages.train_model(moved, tmp_path / "second" / "model", settings=kept)
+    assert "going on after epoch 2" in caplog.text
+    assert bytes_of(found) == bytes_of(whole)
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_several_processes_train_as_in_memory(graphs, tmp_path, small_network):
+    given = {"domains": "train", "domains_recipe": "published", "domains_max_epochs": 1, "domains_processes": 2}
+    found = stages.train_model(graphs[:1], tmp_path / "model", settings=Settings(given))
+    model = cq.domains.Model.train(Slides.of_stores(graphs[:1]), recipe="published", max_epochs=1, processes=2)
+    assert bytes_of(found) == bytes_of(model.save_pretrained(tmp_path / "in_memory"))

@@ -94,5 +94,20 @@ def annotate(settings: Any, **arguments: Any) -> None:
     annotate_sample(**arguments)
 
 
+@click.command()
+@click.argument("name")
+@_output("The folder to make.")
+@click.option("--revision", help="Branch, tag or commit on the hub.")
+@_overwrite
+def fetch(**arguments: Any) -> None:
+    """Put a model into a folder, for --domains_model: tasks fetch nothing.
+
+    NAME is owner/name on a model hub, which needs the package huggingface_hub; or default, the shipped one.
+    """
+    from cellquilt.domains.hub import fetch_model
+
+    fetch_model(**arguments)
+
+
 #: Added to the group ``domains``.
-COMMANDS = (prepare, train, embed, assign, annotate)
+COMMANDS = (fetch, prepare, train, embed, assign, annotate)

@@ -211,7 +211,8 @@ def _impossible_domains(values: Settings, folder: Path) -> Iterator[CellquiltErr
         if not os.path.exists(path):
             hint = did_you_mean_file(path)
             if not hint and re.fullmatch(_HUB_ID, str(model)):
-                hint = f"of a hub it is fetched first: cellquilt domains fetch {model} --output FOLDER, then name the folder"
+                command = f"cellquilt domains fetch {model} --output FOLDER"
+                hint = f"of a hub it is fetched first: {command}, then name the folder"
             yield CellquiltError("path-not-found", f"domains_model not found: {path}", hint)
         elif absent:
             message = f"domains_model is no model: {path} has no {' and no '.join(absent)}"

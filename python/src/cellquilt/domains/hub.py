@@ -3,14 +3,17 @@
 That package keeps what it fetched in its own cache, and fetches nothing where ``HF_HUB_OFFLINE=1`` is set.
 """
 
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Literal
 
+from cellquilt.core.atomic import atomic_path, refuse_existing
 from cellquilt.core.errors import CellquiltError, did_you_mean_file
 from cellquilt.core.log import LOG
 from cellquilt.core.settings import SHIPPED_DOMAINS as SHIPPED
-from cellquilt.domains.checkpoint import CONFIG, WEIGHTS, shipped_model
+from cellquilt.domains.checkpoint import COMPONENTS, CONFIG, WEIGHTS, checksum, shipped_model
 
 _ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
@@ -119,3 +122,45 @@ def model_folder(name: "Path | str", revision: str | None = None) -> Path:
             near or f'name the folder with {CONFIG} and {WEIGHTS}, "{SHIPPED}", or owner/name on a hub',
         )
     return folder
+
+
+def fetch_model(name: "Path | str", output: Path, *, revision: str | None = None, overwrite: bool = False) -> Path:
+    """Put a model into a folder of one's own, for tasks, which fetch nothing.
+
+    Parameters
+    ----------
+    name, revision
+        See `model_folder`.
+    output
+        The folder to make: ``config.json``, ``model.safetensors`` and, of a model that looks at images,
+        ``image_pca.safetensors``.
+    overwrite
+        Replace what stands there.
+
+    Returns
+    -------
+    pathlib.Path
+        `output`.
+
+    Raises
+    ------
+    CellquiltError
+        ``output-exists``, ``model-missing``, and what `model_folder` raises.
+    """
+    refuse_existing(output, overwrite)
+    folder = model_folder(name, revision)
+    absent = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
+    if absent:
+        raise CellquiltError("model-missing", f"{folder} has no {' and no '.join(absent)}", "name a model's folder")
+    if is_hub_id(name):
+        try:  # of the same commit, which is the snapshot's name
+            Hub(str(name), "model", folder.name).file(COMPONENTS)
+        except CellquiltError:
+            LOG.debug("%s looks at no images", name)
+    with atomic_path(output, overwrite=overwrite) as aside:
+        os.makedirs(aside)
+        for file in (CONFIG, WEIGHTS, COMPONENTS):
+            if (folder / file).is_file():
+                shutil.copyfile(folder / file, aside / file)
+    LOG.info("%s: SHA-256 %s", name, checksum(output))
+    return output
