@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-#: Encodings of Parquet for numbers that rise by little, and for coordinates. Machines round these to some decimals, which
-#: zstd finds again in whole numbers of eight bytes only: 3.3 to 4.7 bytes each, 6.1 with their bytes split up.
+#: Encodings of Parquet for numbers that rise by little, and for coordinates. Machines round these to some decimals,
+#: which zstd finds again in whole numbers of eight bytes only: 3.3 to 4.7 bytes each, 6.1 with their bytes split up.
 RISING, SCATTERED = "DELTA_BINARY_PACKED", "PLAIN"
 
 

@@ -38,7 +38,7 @@ def measured(store: Path) -> dict[str, int]:
         "pixels": sum(_pixels(element) for element in _elements(store / "images")),
         "transcripts": sum(count_points(element) for element in _elements(store / "points")),
         "cells": sum(count_shapes(element) for element in _elements(store / "shapes"))
-        + sum(_rows(element) for element in _elements(store / "tables")),
+        + sum(rows_of(element) for element in _elements(store / "tables")),
     }
     return {name: count for name, count in found.items() if count}
 
@@ -63,8 +63,8 @@ def _product(numbers: Iterable[int]) -> int:
     return product
 
 
-def _rows(table: Path) -> int:
-    """Rows of a table: the length of its index, which is an array or has one of its values."""
+def rows_of(table: Path) -> int:
+    """Rows of an AnnData folder: the length of its index, which is an array or has one; 0 if it has none."""
     obs = table / "obs"
     if not (obs / "zarr.json").is_file():
         return 0

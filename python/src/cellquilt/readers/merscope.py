@@ -57,7 +57,9 @@ def open_merscope(request: Request) -> Slide:
         gene=settings["gene_column"] or "gene",
     )
     in_um = {MICRONS: identity(), GLOBAL: to_px}
-    slide.points[TRANSCRIPTS] = PointsSource(in_um, lambda: table.batches(z_step_um=step, min_qv=settings["min_qv"]))
+    slide.points[TRANSCRIPTS] = PointsSource(
+        in_um, lambda: table.batches(z_step_um=step, min_qv=settings["min_qv"]), table.about_rows
+    )
     cells = next((folder / name for name in _CELLS if (folder / name).is_file()), None)
     hdf5 = sorted((folder / "cell_boundaries").glob("*.hdf5"), key=lambda path: _natural(path.name))
     if cells is not None:

@@ -52,6 +52,7 @@ def open_ome_tif(request: Request) -> Slide:
         slide.points[TRANSCRIPTS] = PointsSource(
             {MICRONS: identity(), GLOBAL: np.linalg.inv(to_um)},
             lambda: table.batches(to_um=unit, z_step_um=float(step), min_qv=settings["min_qv"]),
+            table.about_rows,
         )
         slide.inputs.append(request.transcripts)
         slide.facts["transcripts_columns"] = {

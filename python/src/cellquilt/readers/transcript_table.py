@@ -16,6 +16,7 @@ from cellquilt.readers.tiff import sniff, unique_names
 
 BATCH_ROWS = 1_000_000
 _BLOCK_BYTES = 16 << 20
+_SAMPLE_BYTES = 4 << 20
 
 ALIASES = {
     "x": ("global_x", "x_location", "x_global", "x_um", "x", "x_micron", "x_global_px"),
@@ -196,6 +197,28 @@ class TranscriptTable:
         self._delimiter = max(",\t;", key=line.count)
         names = next(csv.reader([line], delimiter=self._delimiter))
         return [entry or "vendor_row" for entry in names]  # a pandas index has no name
+
+    def about_rows(self) -> int:
+        """How many transcripts there are, by a Parquet file's footer, or by the file's size and its first rows."""
+        if self._kind == "Parquet":
+            import pyarrow.parquet as pq
+
+            try:
+                return int(pq.read_metadata(self.path).num_rows)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise self._unreadable(error) from error
+        with self.path.open("rb") as file:
+            head = file.read(_SAMPLE_BYTES)
+        text = head
+        if self._kind == "gzip":
+            import zlib
+
+            try:
+                text = zlib.decompressobj(wbits=31).decompress(head)
+            except zlib.error as error:
+                raise self._unreadable(error) from error
+        lines = max(text.count(b"\n"), 1)
+        return max(round(lines * self.path.stat().st_size / max(len(head), 1)) - 1, 0)
 
     def _csv_batches(self) -> Iterator[pa.RecordBatch]:
         from pyarrow import csv

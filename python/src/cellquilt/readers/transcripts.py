@@ -48,6 +48,7 @@ def open_transcripts(request: Request) -> Slide:
         lambda: table.batches(
             to_um=to_um if in_pixels else None, z_step_um=float(settings["z_step_um"]), min_qv=settings["min_qv"]
         ),
+        table.about_rows,
     )
     slide.facts["transcripts_columns"] = {kind: name for kind, name in vars(table.columns).items() if name is not None}
     return slide

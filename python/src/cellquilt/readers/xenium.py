@@ -308,7 +308,7 @@ def _transcripts(request: Request, transforms: dict[str, Affine], slide: Slide) 
         for batch in table.batches(min_qv=settings["min_qv"]):
             yield _finish(batch, controls_from, table.name)
 
-    return PointsSource(transforms, batches)
+    return PointsSource(transforms, batches, table.about_rows)
 
 
 def _finish(batch: pa.Table, controls_from: str, name: str) -> pa.Table:

@@ -79,7 +79,7 @@ def make_image_patches(
     settings = settings or {}
     regions = None if tissue is None else tissue.polygons
     plan = engines.plan(method, image, settings, regions)
-    grid = _grid(image, plan, settings, regions, windows)
+    grid = patch_grid(image, plan, settings, regions, windows)
     normalization = estimate_normalization(
         image,
         list(plan.channels),
@@ -105,13 +105,14 @@ def make_image_patches(
     return grid, plan, bundles
 
 
-def _grid(
+def patch_grid(
     image: "Image",
     plan: Plan,
     settings: Mapping[str, Any],
-    regions: np.ndarray | None,
-    windows: Sequence[tuple[int, int, int, int]] | None,
+    regions: np.ndarray | None = None,
+    windows: Sequence[tuple[int, int, int, int]] | None = None,
 ) -> Grid:
+    """The patches of a slide, by its shape and pixel size and what a method decided; see `make_image_patches`."""
     shape = (int(image.shape[1]), int(image.shape[2]))
     if windows is not None:
         halo = int(np.ceil(WINDOW_HALO_DIAMETERS * plan.diameter_px))
