@@ -5,7 +5,11 @@ include { SEGMENT_CELLPOSE as SEGMENT_CELLPOSE4 } from '../modules/segment_cellp
 include { SEGMENT_GENERIC                       } from '../modules/segment_generic'
 include { SEGMENT_STARDIST                      } from '../modules/segment_stardist'
 include { RESOLVE                               } from '../modules/resolve'
-include { SPREAD_BUNDLES ; GATHER_BUNDLES       } from './bundles'
+include {
+    SPREAD_BUNDLES ;
+    GATHER_BUNDLES ;
+    RELEASE_BUNDLES
+} from './bundles'
 
 /*
  * Nuclei and cells from the image, by every method that the slide wants, each once; or the machine's own cells, which need
@@ -19,7 +23,6 @@ workflow IMAGE_TO_CELLS {
     main:
     // One item a slide and method from here on: meta is [id: 'liver_1', method: 'cellpose'].
     def by_method = { meta, file -> slides[meta.id].images.collect { method -> [meta + [method: method], file] } }
-    def plan = { meta -> slides[meta.id].by_method[meta.method] }
 
     with_image_ch = raw_ch.filter { meta, _raw -> slides[meta.id].images }
     raw_by_way_ch = with_image_ch
@@ -38,17 +41,17 @@ workflow IMAGE_TO_CELLS {
 
     raw_and_tissue_ch = raw_by_way_ch.patches.join(tissue_ch)
     PATCHIFY(
-        raw_and_tissue_ch.map { meta, raw, tissue -> [meta, plan(meta).settings.patchify, raw, tissue, plan(meta).weights] }
+        raw_and_tissue_ch.map { meta, raw, tissue -> [meta, plan(slides, meta).settings.patchify, raw, tissue, plan(slides, meta).weights] }
     )
 
     // [group, settings, bundle_000.zarr, weights]
     bundles_ch = SPREAD_BUNDLES(PATCHIFY.out.bundles)
-        .map { group, bundle -> [group, plan(group).settings.segment, bundle, plan(group).weights] }
+        .map { group, bundle -> [group, plan(slides, group).settings.segment, bundle, plan(slides, group).weights] }
         .branch { group, _settings, _bundle, _weights ->
-            cellpose3: plan(group).engine == 'cellpose3'
-            cellpose4: plan(group).engine == 'cellpose4'
-            generic: plan(group).engine == 'generic'
-            stardist: plan(group).engine == 'stardist'
+            cellpose3: plan(slides, group).engine == 'cellpose3'
+            cellpose4: plan(slides, group).engine == 'cellpose4'
+            generic: plan(slides, group).engine == 'generic'
+            stardist: plan(slides, group).engine == 'stardist'
         }
 
     SEGMENT_CELLPOSE(bundles_ch.cellpose3)
@@ -64,8 +67,10 @@ workflow IMAGE_TO_CELLS {
         raw_by_way_ch.patches
             .join(patch_cells_ch)
             .mix(raw_by_way_ch.vendor.map { meta, raw -> [meta, raw, []] })
-            .map { meta, raw, patch_cells -> [meta, plan(meta).settings.resolve, raw, patch_cells] }
+            .map { meta, raw, patch_cells -> [meta, plan(slides, meta).settings.resolve, raw, patch_cells] }
     ).store
+
+    RELEASE_BUNDLES(PATCHIFY.out.bundles, cells)
 
     parts = raw_and_tissue_ch
         .join(PATCHIFY.out.store)
@@ -75,4 +80,9 @@ workflow IMAGE_TO_CELLS {
     emit:
     cells // [[id: 'liver_1', method: 'cellpose'], liver_1.cells.zarr]
     parts // [[id: …, method: …], [liver_1.tissue.zarr, liver_1.patches.zarr]]: what else the published store gets from here
+}
+
+/** What a slide's method needs: [engine: 'cellpose3', settings: …, weights: …]. */
+def plan(slides, meta) {
+    return slides[meta.id].by_method[meta.method]
 }

@@ -29,6 +29,11 @@ workflow PUBLISH_SLIDES {
                 [meta, slides[meta.id].settings.report, parts, compared ?: [], domains ?: [], graph ?: [], slides[meta.id].qc_thresholds]
             }
     ).store // [meta, liver_1.zarr, qc.json]
+    // With --cleanup: the transcripts of the raw store, which the published one has with their cells.
+    parts_ch
+        .join(store_ch)
+        .filter { params.cleanup }
+        .subscribe { _meta, parts, _store, _qc -> Disk.empty(parts[0].resolve('points')) }
 
     annotated_ch = DOMAINS_ANNOTATE(
         tables_ch
@@ -62,12 +67,14 @@ workflow PUBLISH_SLIDES {
             .map { meta, store, _qc -> [meta, slides[meta.id].settings.export, store] }
     )
 
-    with_domains_ch = store_ch
+    with_domains = store_ch
         .join(domains_ch.filter { _meta, _domains, graph -> graph })
         .map { meta, store, _qc, _domains, _graph -> [meta, store] }
         .mix(annotated_ch.map { meta, table, _qc -> [meta, table] })
 
+    qcs = reports.map { meta, qc, _report -> [meta, qc] }.mix(annotated_ch.map { meta, _table, qc -> [meta, qc] })
+
     emit:
-    qcs = reports.map { meta, qc, _report -> [meta, qc] }.mix(annotated_ch.map { meta, _table, qc -> [meta, qc] }) // [meta, qc.json]
-    with_domains = with_domains_ch // [meta, liver_1.zarr or cells.h5ad]
+    qcs // [meta, qc.json]
+    with_domains // [meta, liver_1.zarr or cells.h5ad]
 }

@@ -13,7 +13,6 @@ workflow SLIDE_TO_CELLS {
     slides // id → [methods: ['cellpose+proseg', 'vendor'], by_method: …, settings: stage → JSON of what it depends on, …]
 
     main:
-    def chosen = { meta -> slides[meta.id].methods[0] }
     def of_slide = { meta, files -> [meta.subMap(['id']), files] }
 
     raw_ch = CONVERT(
@@ -31,35 +30,35 @@ workflow SLIDE_TO_CELLS {
         raw_ch
             .flatMap { meta, raw -> slides[meta.id].methods.collect { method -> [meta + [method: method], raw] } }
             .join(cells_ch)
-            .map { meta, raw, cells -> [meta, slides[meta.id].settings.aggregate, raw, cells, meta.method != chosen(meta)] }
+            .map { meta, raw, cells -> [meta, slides[meta.id].settings.aggregate, raw, cells, meta.method != chosen(slides, meta)] }
     ).store.branch { meta, _table ->
-        chosen: meta.method == chosen(meta)
+        chosen: meta.method == chosen(slides, meta)
         compared: true
     } // [[id: 'liver_1', method: 'vendor'], liver_1.table.zarr]
 
     // The chosen method's: [meta, [liver_1.raw.zarr, liver_1.tissue.zarr, liver_1.patches.zarr, liver_1.cells.zarr,
     // liver_1.table.zarr]]. Where two have an element of one name, the later one counts.
     none_ch = raw_ch.map { meta, _raw -> [meta, []] }
-    parts_ch = raw_ch
+    parts = raw_ch
         .join(
             IMAGE_TO_CELLS.out.parts
-                .filter { meta, _parts -> meta.method == slides[meta.id].by_method[chosen(meta)].image }
+                .filter { meta, _parts -> meta.method == slides[meta.id].by_method[chosen(slides, meta)].image }
                 .map(of_slide)
-                .mix(none_ch.filter { meta, _none -> !slides[meta.id].by_method[chosen(meta)].image })
+                .mix(none_ch.filter { meta, _none -> !slides[meta.id].by_method[chosen(slides, meta)].image })
         )
         .join(
             TRANSCRIPTS_TO_CELLS.out.parts
-                .filter { meta, _parts -> meta.method == chosen(meta) }
+                .filter { meta, _parts -> meta.method == chosen(slides, meta) }
                 .map(of_slide)
-                .mix(none_ch.filter { meta, _none -> !slides[meta.id].by_method[chosen(meta)].molecules })
+                .mix(none_ch.filter { meta, _none -> !slides[meta.id].by_method[chosen(slides, meta)].molecules })
         )
-        .join(cells_ch.filter { meta, _cells -> meta.method == chosen(meta) }.map(of_slide))
+        .join(cells_ch.filter { meta, _cells -> meta.method == chosen(slides, meta) }.map(of_slide))
         .join(table_ch.chosen.map(of_slide))
         .map { meta, raw, of_image, of_transcripts, cells, table -> [meta, [raw] + of_image + of_transcripts + [cells, table]] }
 
     // The tables of the methods compared with it, in the order of the methods. One that fails leaves its group short, or
     // altogether without members: `remainder` lets the slide go on without it.
-    compared_ch = table_ch.compared
+    compared = table_ch.compared
         .map { meta, table -> [groupKey(meta.subMap(['id']), slides[meta.id].methods.size() - 1), [meta.method, table]] }
         .groupTuple(remainder: true)
         .map { group, tables ->
@@ -67,8 +66,15 @@ workflow SLIDE_TO_CELLS {
         }
         .mix(none_ch.filter { meta, _none -> slides[meta.id].methods.size() == 1 }) // [meta, [liver_1.table.zarr, …]]
 
+    tables = table_ch.chosen.map(of_slide)
+
     emit:
-    tables = table_ch.chosen.map(of_slide) // [meta, liver_1.table.zarr]
-    parts = parts_ch // [meta, [liver_1.raw.zarr, …, liver_1.table.zarr]]
-    compared = compared_ch // [meta, [liver_1.table.zarr, …]]
+    tables // [meta, liver_1.table.zarr]
+    parts // [meta, [liver_1.raw.zarr, …, liver_1.table.zarr]]
+    compared // [meta, [liver_1.table.zarr, …]]
+}
+
+/** The method whose cells the slide's table is of. */
+def chosen(slides, meta) {
+    return slides[meta.id].methods[0]
 }
