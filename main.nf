@@ -5,6 +5,7 @@ include { PREVIEW_SLIDES } from './subworkflows/preview_slides'
 include { DOMAINS        } from './subworkflows/domains'
 include { PUBLISH_SLIDES } from './subworkflows/publish_slides'
 include { COHORT         } from './subworkflows/cohort'
+include { ESTIMATE       } from './modules/estimate'
 
 workflow {
     main:
@@ -18,6 +19,7 @@ workflow {
     //           methods: ['cellpose', 'vendor'], images: ['cellpose', 'vendor'],
     //           by_method: [cellpose: [engine: 'cellpose3', weights: [], settings: [resolve: '{"expand_um": …}', …]], …]]
     slides = Inputs.slides(params, projectDir, workflow.launchDir).collectEntries { slide -> [slide.id, slide] }
+    Disk.check(slides.values(), params, workflow)
 
     // One item a slide: [[id: 'liver_1'], machine's folder or image, transcript table or [], prior cells or []]
     slides_ch = channel
@@ -28,7 +30,13 @@ workflow {
         .fromList(slides.findAll { _id, slide -> slide.is_table }.values())
         .map { slide -> [[id: slide.id], slide.path] }
 
-    if (params.preview) {
+    if (params.estimate) {
+        // The slides are there to be looked into, nothing else starts.
+        def files = slides.values().collectMany { slide -> [slide.path, slide.transcripts, slide.prior_cells].findAll() }
+        def prices = slides.values().first().prices
+        ESTIMATE(Resources.request(params, projectDir, workflow.launchDir), files, prices).table.view { text -> text.trim() }
+    }
+    else if (params.preview) {
         PREVIEW_SLIDES(slides_ch, slides)
     }
     else {
@@ -48,6 +56,8 @@ workflow {
     }
 
     workflow.onComplete = {
-        Inputs.summary(workflow, params.outdir)
+        if (!params.estimate) {
+            Inputs.summary(workflow, params.outdir)
+        }
     }
 }

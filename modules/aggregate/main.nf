@@ -2,6 +2,8 @@ process AGGREGATE {
     tag "${meta.id}:${meta.method}"
     label 'process_medium'
     label 'env_core'
+    memory { Resources.memory(task, settings, [raw, cells]) }
+    time { Resources.time(task, settings, [raw, cells]) }
 
     input:
     tuple val(meta), val(settings), path(raw), path(cells), val(compared)

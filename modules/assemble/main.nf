@@ -2,7 +2,9 @@ process ASSEMBLE {
     tag "${meta.id}"
     label 'process_low'
     label 'env_core'
-    publishDir path: { "${params.outdir}/${meta.id}" }, mode: params.publish_dir_mode
+    memory { Resources.memory(task, settings, [parts, compared]) }
+    time { Resources.time(task, settings, [parts, compared]) }
+    publishDir path: { "${params.outdir}/${meta.id}" }, mode: Disk.publishMode(params)
 
     input:
     tuple val(meta), val(settings), path(parts), path(compared, stageAs: 'compared/?/*'), path(domains), path(graph), path(thresholds, stageAs: 'thresholds/*')

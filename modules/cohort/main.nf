@@ -1,6 +1,8 @@
 process SAMPLES {
     label 'process_single'
     label 'env_core'
+    memory { Resources.memory(task, '', []) }
+    time { Resources.time(task, '', []) }
     publishDir path: { params.outdir }, mode: params.publish_dir_mode, pattern: '*.tsv'
     publishDir path: { "${params.outdir}/pipeline_info" }, mode: params.publish_dir_mode, pattern: '*.yml'
 

@@ -2,6 +2,8 @@ process COMPARE {
     tag "${meta.id}"
     label 'process_medium'
     label 'env_core'
+    memory { Resources.memory(task, settings, store) }
+    time { Resources.time(task, settings, store) }
     publishDir path: { "${params.outdir}/${meta.id}" }, mode: params.publish_dir_mode
 
     input:

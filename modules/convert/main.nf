@@ -2,6 +2,8 @@ process CONVERT {
     tag "${meta.id}"
     label 'process_medium'
     label 'env_core'
+    memory { Resources.memory(task, settings, [slide, transcripts, prior]) }
+    time { Resources.time(task, settings, [slide, transcripts, prior]) }
 
     input:
     tuple val(meta), val(settings), path(slide, stageAs: 'slide/*'), path(transcripts, stageAs: 'transcripts/*'), path(prior, stageAs: 'prior/*')

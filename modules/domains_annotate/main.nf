@@ -2,6 +2,8 @@ process DOMAINS_ANNOTATE {
     tag "${meta.id}"
     label 'process_medium'
     label 'env_core'
+    memory { Resources.memory(task, settings, table) }
+    time { Resources.time(task, settings, table) }
     publishDir path: { "${params.outdir}/${meta.id}" }, mode: params.publish_dir_mode
 
     input:

@@ -1,6 +1,8 @@
 process DOMAINS_ASSIGN {
     label 'process_medium'
     label 'env_domains'
+    memory { Resources.memory(task, settings, latents) }
+    time { Resources.time(task, settings, latents) }
     publishDir path: { "${params.outdir}/cohort" }, mode: params.publish_dir_mode
 
     input:

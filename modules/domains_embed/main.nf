@@ -2,6 +2,8 @@ process DOMAINS_EMBED {
     tag "${meta.id}"
     label 'process_medium'
     label 'env_domains'
+    memory { Resources.memory(task, settings, graph) }
+    time { Resources.time(task, settings, graph) }
 
     input:
     tuple val(meta), val(settings), path(graph)

@@ -2,6 +2,8 @@ process DOMAINS_PREPARE {
     tag "${meta.id}"
     label params.domains_image_model ? 'process_gpu' : 'process_medium'
     label params.domains_image_model ? 'env_domains' : 'env_core'
+    memory { Resources.memory(task, settings, [table, slide]) }
+    time { Resources.time(task, settings, [table, slide]) }
 
     input:
     // The rest only where an image is looked at: the store with the slide's images, an aligned image and its matrix, and the

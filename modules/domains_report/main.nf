@@ -1,6 +1,8 @@
 process DOMAINS_REPORT {
     label 'process_medium'
     label 'env_domains'
+    memory { Resources.memory(task, '', tables) }
+    time { Resources.time(task, '', tables) }
     publishDir path: { "${params.outdir}/cohort" }, mode: params.publish_dir_mode
 
     input:

@@ -2,6 +2,8 @@ process DOMAINS_TRAIN {
     label params.domains_recipe == 'published' ? 'process_gpu' : 'process_medium'
     label 'process_long'
     label 'env_domains'
+    memory { Resources.memory(task, settings, graphs) }
+    time { Resources.time(task, settings, graphs) }
 
     input:
     val settings

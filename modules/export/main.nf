@@ -2,6 +2,8 @@ process EXPORT {
     tag "${meta.id}"
     label 'process_low'
     label 'env_core'
+    memory { Resources.memory(task, settings, store) }
+    time { Resources.time(task, settings, store) }
     publishDir path: { "${params.outdir}/${meta.id}" }, mode: params.publish_dir_mode
 
     input:

@@ -2,6 +2,8 @@ process PATCHIFY {
     tag "${meta.id}:${meta.method}"
     label 'process_medium'
     label 'env_core'
+    memory { Resources.memory(task, settings, raw) }
+    time { Resources.time(task, settings, raw) }
 
     input:
     tuple val(meta), val(settings), path(raw), path(tissue), path(weights, stageAs: 'weights/*')

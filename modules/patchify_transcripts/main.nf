@@ -2,6 +2,8 @@ process PATCHIFY_TRANSCRIPTS {
     tag "${meta.id}:${meta.method}"
     label 'process_medium'
     label 'env_core'
+    memory { Resources.memory(task, settings, [raw, prior]) }
+    time { Resources.time(task, settings, [raw, prior]) }
 
     input:
     tuple val(meta), val(method), val(settings), path(raw), path(prior), path(labels, stageAs: 'labels/*'), path(config, stageAs: 'config/*')

@@ -2,6 +2,8 @@ process PREVIEW {
     tag "${meta.id}"
     label 'process_medium'
     label 'env_cellpose3'
+    memory { Resources.memory(task, settings, [raw, tissue]) }
+    time { Resources.time(task, settings, [raw, tissue]) }
     publishDir path: { "${params.outdir}/${meta.id}" }, mode: params.publish_dir_mode
 
     input:

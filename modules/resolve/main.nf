@@ -2,6 +2,8 @@ process RESOLVE {
     tag "${meta.id}:${meta.method}"
     label 'process_medium'
     label 'env_core'
+    memory { Resources.memory(task, settings, [raw, patch_cells]) }
+    time { Resources.time(task, settings, [raw, patch_cells]) }
 
     input:
     tuple val(meta), val(settings), path(raw), path(patch_cells)

@@ -2,6 +2,8 @@ process RESOLVE_TRANSCRIPTS {
     tag "${meta.id}:${meta.method}"
     label 'process_medium'
     label 'env_core'
+    memory { Resources.memory(task, settings, [raw, prior, results]) }
+    time { Resources.time(task, settings, [raw, prior, results]) }
 
     input:
     tuple val(meta), val(settings), path(raw), path(prior), path(results)

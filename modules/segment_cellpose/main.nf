@@ -2,6 +2,8 @@ process SEGMENT_CELLPOSE {
     tag "${group.id}:${group.method}:${bundle.baseName}"
     label params.cellpose_gpu ? 'process_gpu' : 'process_medium'
     label 'env_cellpose3'
+    memory { Resources.memory(task, settings, bundle) }
+    time { Resources.time(task, settings, bundle) }
 
     input:
     tuple val(group), val(settings), path(bundle), path(weights, stageAs: 'weights/*')

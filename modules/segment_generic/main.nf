@@ -2,6 +2,8 @@ process SEGMENT_GENERIC {
     tag "${group.id}:${group.method}:${bundle.baseName}"
     label 'process_medium'
     label 'env_core'
+    memory { Resources.memory(task, settings, bundle) }
+    time { Resources.time(task, settings, bundle) }
 
     input:
     tuple val(group), val(settings), path(bundle), path(weights, stageAs: 'weights/*')

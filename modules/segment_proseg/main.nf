@@ -2,6 +2,8 @@ process SEGMENT_PROSEG {
     tag "${group.id}:${group.method}:${bundle.baseName}"
     label 'process_high'
     label 'env_proseg'
+    memory { Resources.memory(task, settings, bundle) }
+    time { Resources.time(task, settings, bundle) }
 
     input:
     tuple val(group), val(settings), path(bundle)

@@ -2,6 +2,8 @@ process TISSUE {
     tag "${meta.id}"
     label 'process_low'
     label 'env_core'
+    memory { Resources.memory(task, settings, raw) }
+    time { Resources.time(task, settings, raw) }
 
     input:
     tuple val(meta), val(settings), path(raw)

@@ -13,6 +13,7 @@ _PUBLIC = {
     "Settings": "cellquilt.core.settings",
     "aggregate": "cellquilt.steps",
     "compare": "cellquilt.steps",
+    "estimate": "cellquilt.costs",
     "make_image_patches": "cellquilt.steps",
     "make_transcript_patches": "cellquilt.steps",
     "spatial_neighbors": "cellquilt.domains.tables",
@@ -26,6 +27,7 @@ __all__ = [
     "aggregate",
     "compare",
     "domains",
+    "estimate",
     "export",
     "io",
     "make_image_patches",
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from cellquilt import domains, export, io, segmentation
     from cellquilt.core.errors import CellquiltError
     from cellquilt.core.settings import Settings
+    from cellquilt.costs import estimate
     from cellquilt.domains.tables import spatial_neighbors
     from cellquilt.simulate import simulate
     from cellquilt.steps import aggregate, compare, make_image_patches, make_transcript_patches

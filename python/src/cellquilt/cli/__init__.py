@@ -32,6 +32,7 @@ _VERBS: dict[str, tuple[str, str]] = {
     "preview": ("slide:preview", "Try parameters on a few windows of a slide."),
     "simulate": ("tools:simulate", "Simulate slides whose cells are known."),
     "check": ("tools:check", "Check a sample sheet and parameters."),
+    "estimate": ("tools:estimate", "Say what a run will take, from headers."),
     "demo": ("tools:demo", "Make the demo's input, or show the demo's result."),
     "download-weights": ("tools:download_weights", "Fetch a model of Cellpose's or StarDist's hub, once."),
     "provenance": ("tools:provenance", "Show how a store was made."),

@@ -49,7 +49,7 @@ def settings_options(*groups: str, own: str = "", extra: tuple[str, ...] = ()) -
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def command(**arguments: Any) -> Any:
-            given: dict[str, Any] = _parse_json(arguments.pop("settings_json"))
+            given: dict[str, Any] = parse_json(arguments.pop("settings_json"))
             for name in extra:
                 value = given.pop(name, None)
                 if not arguments.get(name):
@@ -71,7 +71,8 @@ def settings_options(*groups: str, own: str = "", extra: tuple[str, ...] = ()) -
     return decorate
 
 
-def _parse_json(text: str) -> dict[str, Any]:
+def parse_json(text: str) -> dict[str, Any]:
+    """Settings by name from JSON."""
     try:
         values = json.loads(text)
     except ValueError as error:

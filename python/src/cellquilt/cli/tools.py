@@ -33,8 +33,15 @@ def simulate(output: Path, file_format: str, **options: Any) -> None:
 @click.argument("parameters", nargs=-1, metavar="[NAME=VALUE]...")
 def check(sheet: Path, parameters: tuple[str, ...]) -> None:
     """Check a sample sheet and parameters as the pipeline does before it starts; all mistakes at once."""
-    from cellquilt.core.errors import CellquiltError
     from cellquilt.core.sheet import check_input
+
+    rows, _ = check_input(sheet, _given(parameters))
+    click.echo(f"{sheet}: {len(rows)} sample{'s' if len(rows) != 1 else ''}, no mistakes")
+
+
+def _given(parameters: tuple[str, ...]) -> dict[str, str]:
+    """Parameters of a run as NAME=VALUE."""
+    from cellquilt.core.errors import CellquiltError
 
     given = {}
     for parameter in parameters:
@@ -42,8 +49,41 @@ def check(sheet: Path, parameters: tuple[str, ...]) -> None:
         if not equals:
             raise CellquiltError("usage", f'"{parameter}" is not NAME=VALUE', "for example expand_um=3")
         given[name] = value
-    rows, _ = check_input(sheet, given)
-    click.echo(f"{sheet}: {len(rows)} sample{'s' if len(rows) != 1 else ''}, no mistakes")
+    return given
+
+
+@click.command()
+@click.argument("sheet", required=False, type=_PATH)
+@click.argument("parameters", nargs=-1, metavar="[NAME=VALUE]...")
+@click.option("--prices", type=_PATH, help="Prices (YAML); default: the examples in assets/prices.yml.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--json-output", type=_PATH, help="Write the JSON to a file, too.")
+@click.option("--settings", "request", default="{}", metavar="JSON", help="Parameters by name, and the sheet.")
+def estimate(
+    sheet: Path | None,
+    parameters: tuple[str, ...],
+    prices: Path | None,
+    as_json: bool,
+    json_output: Path | None,
+    request: str,
+) -> None:
+    """Say what a run will take: tasks, hours, memory, disk and money, from the headers of its input."""
+    import cellquilt
+    from cellquilt.cli.options import parse_json
+    from cellquilt.core.atomic import atomic_path
+    from cellquilt.core.errors import CellquiltError
+
+    given = {**parse_json(request), **_given(parameters)}
+    asked = given.pop("sheet", None)
+    sheet = sheet or (Path(asked) if asked else None)
+    if sheet is None:
+        raise CellquiltError("usage", "Missing argument 'SHEET'.", "see --help")
+    found = cellquilt.estimate(sheet, prices=prices, **given)
+    text = json.dumps(found.as_dict(), indent=1, sort_keys=True)
+    if json_output is not None:
+        with atomic_path(json_output, overwrite=True) as aside:
+            aside.write_text(text + "\n", encoding="utf-8")
+    click.echo(text if as_json else found)
 
 
 @click.group()

@@ -192,7 +192,7 @@ SETTINGS: tuple[Setting, ...] = (
         "cleanup",
         "bool",
         False,
-        "Delete what is no longer needed while the run goes on; -resume then makes unfinished slides anew.",
+        "Delete what no task needs any more while the run goes on, and publish stores by hard links.",
     ),
     _run("max_retries", "int", 2, "How often a task is tried again after running out of memory or time.", minimum=0),
     _run(
