@@ -5,7 +5,7 @@ PYTEST := $(CORE)/python -m pytest
 CODE   := python/src tests bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test test-fast check-baysor bench lint format generate clean
+.PHONY: help setup demo run test test-fast check-baysor bench lint format generate images clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,9 @@ lint: setup ## Style, types and the order of the layers
 	$(CORE)/ruff format --check --config python/pyproject.toml $(CODE)
 	cd python && ../$(CORE)/mypy
 	cd python && ../$(CORE)/lint-imports
+
+images: setup ## Build and try the container images (IMAGES="core cellpose4" for some)
+	@scripts/images.sh $(IMAGES)
 
 format: setup ## Format the code and mend what can be mended
 	$(CORE)/ruff check --fix --config python/pyproject.toml $(CODE)

@@ -178,10 +178,10 @@ image() { printf '%scellquilt-%s:%s\n' "$registry" "$1" "$version"; }
 build() {
     local stage="$1" recipe="${1%4}" hash="$2" start=$SECONDS options uv_cache proseg prebuilt=''
     options=(--network=host --tag "$(image "$stage")" --file "$root/containers/$recipe/Dockerfile"
-        --build-arg "BASE_IMAGE=$base" --build-arg "CORE_IMAGE=$(image core)" --build-arg "VERSION=$version"
+        --build-arg "BASE_IMAGE=$base" --build-arg "VERSION=$version"
         --build-arg "SOURCE_HASH=$hash" --build-arg "REVISION=$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)")
-    [ "$recipe" != cellpose ] || options+=(--build-arg "EXTRA=cellpose${stage#cellpose}")
-    [ "$stage" != cellpose ] || options+=(--build-arg EXTRA=cellpose3)
+    [ "$stage" = core ] || options+=(--build-arg "CORE_IMAGE=$(image core)")
+    [ "$stage" != cellpose4 ] || options+=(--build-arg EXTRA=cellpose4)
     [ -z "${TORCH_INDEX:-}" ] || options+=(--build-arg "TORCH_INDEX=$TORCH_INDEX")
     [ -z "${TENSORFLOW:-}" ] || options+=(--build-arg "TENSORFLOW=$TENSORFLOW")
     [ ! -s "${SSL_CERT_FILE:-}" ] || options+=(--secret "id=ca,src=$SSL_CERT_FILE")
