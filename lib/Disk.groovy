@@ -64,10 +64,10 @@ class Disk {
      * Delete what lies in folders that a task of this run made. The folders and what says of them what they are stay, so that
      * -resume finds what the task emitted, and does not make it again where nobody needs it any more.
      */
-    static void empty(Object folders) {
+    static void empty(Object folders, Path workDir = Global.session.workDir as Path) {
         (folders instanceof Collection ? folders : [folders]).each { folder ->
             def path = folder as Path
-            if (isOurs(path)) Files.walkFileTree(path, new SimpleFileVisitor<Path>() {
+            if (isOurs(path, workDir)) Files.walkFileTree(path, new SimpleFileVisitor<Path>() {
                 @Override
                 FileVisitResult visitFile(Path file, BasicFileAttributes attributes) {
                     if (file.fileName.toString() != 'zarr.json') Files.deleteIfExists(file)

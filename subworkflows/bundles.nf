@@ -17,6 +17,21 @@ workflow SPREAD_BUNDLES {
 }
 
 /*
+ * With --cleanup: what lies in a slide's bundles is deleted once its cells are there.
+ */
+workflow RELEASE_BUNDLES {
+    take:
+    bundles_ch // [meta, [bundle_000.zarr, bundle_001.zarr, …]]
+    cells_ch // [meta, liver_1.cells.zarr]
+
+    main:
+    bundles_ch
+        .join(cells_ch)
+        .filter { params.cleanup }
+        .subscribe { _meta, bundles, _cells -> Disk.empty(bundles) }
+}
+
+/*
  * The results of a slide's bundles, brought together as soon as all of them are back, in the order of the patches.
  * A task that is given up leaves its group short: `remainder` hands it on all the same, so that its slide fails by name.
  */
