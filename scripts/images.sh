@@ -178,7 +178,7 @@ image() { printf '%scellquilt-%s:%s\n' "$registry" "$1" "$version"; }
 build() {
     local stage="$1" recipe="${1%4}" hash="$2" start=$SECONDS options uv_cache proseg prebuilt=''
     options=(--network=host --tag "$(image "$stage")" --file "$root/containers/$recipe/Dockerfile"
-        --build-arg "BASE_IMAGE=$base" --build-arg "VERSION=$version"
+        --build-arg "BASE_IMAGE=$base" --build-arg "VERSION=$version" --build-arg "TOOLS=$(cat "$root"/containers/{common,$recipe}/* | sha256sum | cut -c1-16)"
         --build-arg "SOURCE_HASH=$hash" --build-arg "REVISION=$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)")
     [ "$stage" = core ] || options+=(--build-arg "CORE_IMAGE=$(image core)")
     [ "$stage" != cellpose4 ] || options+=(--build-arg EXTRA=cellpose4)
