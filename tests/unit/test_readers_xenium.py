@@ -377,7 +377,12 @@ def test_a_bundle_as_it_is(bundle) -> None:
     np.testing.assert_allclose(cells.transforms["global"], np.diag([2, 2, 1]))
     assert not store.has("shapes", "vendor_nuclei")
     recorded = [entry["name"] for entry in store.attributes["inputs"]]
-    assert recorded == ["experiment.xenium", *map(focus, range(4)), "transcripts.parquet", "cell_boundaries.parquet"]
+    assert recorded == [
+        "experiment.xenium",
+        *(f"morphology_focus/{focus(n)}" for n in range(4)),
+        "transcripts.parquet",
+        "cell_boundaries.parquet",
+    ]
     assert contents(bundle) == before
 
 

@@ -1,8 +1,11 @@
-"""Keep where and by whom a slide was processed out of what is published."""
+"""Keep where and by whom a slide was processed, and files that are no part of it, out of what is published."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
+
+from cellquilt.core.errors import CellquiltError
 
 _QUOTED = re.compile(r"""(['"`])((?:file://)?(?:/|~/|[A-Za-z]:\\)[^'"`\n]*)\1""")
 # Two components at least: "/µm²" in prose is no path.
@@ -59,3 +62,25 @@ def _own_folders() -> list[str]:
     """Folders whose names may hold blanks, which no pattern finds the end of; the longest first."""
     folders = {f"{Path.cwd()}/", f"{Path.home()}/"}
     return sorted((folder for folder in folders if folder.count("/") > 2), key=lambda folder: (-len(folder), folder))
+
+
+def refuse_links_outside(folder: Path) -> None:
+    """Refuse a folder that is to be copied whole if a symbolic link in it leads out of it.
+
+    Who made the folder may not have been allowed to read what the link leads to; who copies it may be.
+
+    Raises
+    ------
+    CellquiltError
+        ``link-outside``.
+    """
+    root = Path(os.path.realpath(folder))
+    for place, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+                raise CellquiltError(
+                    "link-outside",
+                    f"{folder}: {path.relative_to(root)} is a link to something outside",
+                    "put the file itself there",
+                )

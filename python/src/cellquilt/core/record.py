@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cellquilt import __version__
+from cellquilt.core.privacy import scrub
 
 #: Packages whose version may change a result, named if a stage has loaded them.
 _PACKAGES = ("anndata", "cellpose", "numba", "numpy", "pyarrow", "scipy", "shapely", "spatialdata", "tifffile", "torch",
@@ -55,13 +56,13 @@ class Record:
     started: float = field(default_factory=time.monotonic, repr=False)
 
     def finish(self) -> dict[str, Any]:
-        """The record as plain data, with the time and memory taken so far."""
+        """The record as plain data without absolute paths, with the time and memory taken so far."""
         return {
             "stage": self.stage,
             "sample": self.sample,
             "versions": versions(),
-            "parameters": self.parameters,
-            "facts": self.facts,
+            "parameters": scrub(self.parameters),
+            "facts": scrub(self.facts),
             "seconds": round(time.monotonic() - self.started, 3),
             "peak_rss_mb": round(peak_rss_mb(), 1),
         }

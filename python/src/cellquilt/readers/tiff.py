@@ -27,6 +27,8 @@ _UNIT_UM = {
     "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "\\u00b5m": 1.0,
     "mm": 1e3, "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4, "m": 1e6, "in": 25400.0, "inch": 25400.0,
 }  # fmt: skip
+#: What scanners call pictures of the whole glass slide: its label may show a name.
+_OF_THE_GLASS = re.compile(r"(label|macro|thumbnail|overview|barcode|map)([ _-]image)?", re.IGNORECASE)
 # A resolution tag coarser than this is a printer's or a screen's (72, 96, 300 dots an inch), not a microscope's.
 _COARSEST_TAG_UM = 20.0
 
@@ -202,7 +204,8 @@ class TiffImage:
             raise CellquiltError(
                 "ome-xml-invalid", f"{self.name} has OME-XML that does not fit its images", "write it again"
             )
-        # Pyramids without SubIFDs, labels and overviews are further series of smaller images.
+        series = [entry for entry in series if not _OF_THE_GLASS.fullmatch(entry.name.strip())] or series
+        # Pyramids without SubIFDs are further series of smaller images.
         area = [entry.shape[entry.axes.index("Y")] * entry.shape[entry.axes.index("X")] for entry in series]
         return series[int(np.argmax(area))]
 
@@ -310,6 +313,10 @@ class TiffImage:
                     )
 
     def _from_ome(self, xml: str, names: list[str | None]) -> list[str | None]:
+        if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
+            raise CellquiltError(
+                "ome-xml-invalid", f"{self.name} has OME-XML with a document type", "write it again without"
+            )
         try:
             root = ElementTree.fromstring(xml.encode() if isinstance(xml, str) else xml)
         except ElementTree.ParseError as error:

@@ -114,6 +114,7 @@ def write_samples(qcs: Sequence[Path], names: Sequence[str], output: Path, *, ov
     lines = ["\t".join(COLUMNS)]
     for name in names:
         values = found.get(name, {"sample": name, "status": "failed"})
-        lines.append("\t".join(values.get(column, "") for column in COLUMNS))
+        # A message may have lines of its own; a row is one.
+        lines.append("\t".join(" ".join(values.get(column, "").split()) for column in COLUMNS))
     with atomic_path(output, overwrite=overwrite) as aside:
         aside.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ from cellquilt import __version__
 from cellquilt.comparison.methods import read_comparison
 from cellquilt.core.atomic import atomic_path
 from cellquilt.core.log import LOG
-from cellquilt.core.privacy import scrub
+from cellquilt.core.privacy import refuse_links_outside, scrub
 from cellquilt.core.record import Record, versions
 from cellquilt.core.settings import TABLES, Settings
 from cellquilt.core.store import Store, assemble, new_store
@@ -140,10 +140,16 @@ def annotate_sample(
     -------
     pathlib.Path
         The copy.
+
+    Raises
+    ------
+    CellquiltError
+        ``link-outside`` if a link in a table's folder leads out of it, and what `annotate_table` refuses.
     """
     from cellquilt.domains.results import read_cells
     from cellquilt.domains.stages import annotate_table
 
+    refuse_links_outside(table)
     found = read_cells(domains)
     record = Record("domains_annotate", sample or found.sample)
     with atomic_path(output, overwrite=overwrite) as aside:

@@ -102,6 +102,10 @@ def _model_diameter(model: str, generation: str) -> float:
     return NUCLEI_DIAMETER_PX if "nuclei" in path.name else OTHER_DIAMETER_PX
 
 
+#: Bytes of the index of a torch file; a network's has a few thousand.
+_LARGEST_INDEX = 16 << 20
+
+
 class _DiameterReader(pickle.Unpickler):
     """Reads one number out of a torch file without torch, and refuses everything else that a pickle may do."""
 
@@ -129,6 +133,8 @@ def _stored_diameter(path: Path) -> float | None:
             return float(read_metadata(path)["diam_mean_px"])
         with zipfile.ZipFile(path) as archive:
             name = next(item for item in archive.namelist() if item.endswith("/data.pkl"))
+            if archive.getinfo(name).file_size > _LARGEST_INDEX:
+                return None
             state = _DiameterReader(io.BytesIO(archive.read(name))).load()
             (kind, key), offset = state["diam_mean"]
             raw = archive.read(f"{name.removesuffix('data.pkl')}data/{key}")
@@ -434,6 +440,8 @@ def _load_4(torch: Any, weights: Path, gpu: bool) -> Any:
     the file is there."""
     from cellpose.models import CellposeModel
 
+    # The library leaves it to torch's version and environment whether a file may run code; here none may.
+    torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
     model = CellposeModel(gpu=False, device=torch.device("cpu"), pretrained_model=str(weights), use_bfloat16=gpu)
     return model.net
 

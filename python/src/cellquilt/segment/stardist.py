@@ -330,7 +330,10 @@ def _one_at_a_time() -> Iterator[None]:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(60)
     try:
-        with open(Path(tempfile.gettempdir()) / f"cellquilt-stardist-{os.getuid()}.lock", "w") as lock:
+        # In a folder that all may write to: another user's link under this name is not followed.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        path = Path(tempfile.gettempdir()) / f"cellquilt-stardist-{os.getuid()}.lock"
+        with os.fdopen(os.open(path, flags, 0o600), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     finally:
