@@ -20,6 +20,9 @@ workflow {
     //           by_method: [cellpose: [engine: 'cellpose3', weights: [], settings: [resolve: '{"expand_um": …}', …]], …]]
     slides = Inputs.slides(params, projectDir, workflow.launchDir).collectEntries { slide -> [slide.id, slide] }
     Disk.check(slides.values(), params, workflow)
+    if (!params.estimate) {
+        Run.begin(params, slides, workflow)
+    }
 
     // One item a slide: [[id: 'liver_1'], machine's folder or image, transcript table or [], prior cells or []]
     slides_ch = channel
@@ -55,9 +58,16 @@ workflow {
         COHORT(published.qcs, published.with_domains, about_ch, model_ch, slides)
     }
 
+    // What made the results, as every task says of itself.
+    channel.topic('versions').map { file -> file.text }.unique().collect().subscribe { texts -> Run.versions(texts) }
+
     workflow.onComplete = {
         if (!params.estimate) {
-            Inputs.summary(workflow, params.outdir)
+            def summary = Run.summary(workflow)
+            println(summary)
+            if (params.email_on_fail && !workflow.success) {
+                sendMail(to: params.email_on_fail, subject: "cellquilt: a run failed (${workflow.runName})", body: summary)
+            }
         }
     }
 }

@@ -1,4 +1,3 @@
-import groovy.json.JsonOutput
 import groovy.json.JsonSlurper
 import java.nio.charset.CharacterCodingException
 import java.nio.charset.StandardCharsets
@@ -10,7 +9,7 @@ import nextflow.file.FileHelper
 import nextflow.util.Escape
 
 /**
- * The parameters and the sample sheet, checked in the head job before anything starts, and the summary at its end.
+ * The parameters and the sample sheet, checked in the head job before anything starts.
  *
  * What is allowed stands in nextflow_schema.json and assets/schema_input.json. The command line does the same in
  * core/sheet.py and core/settings.py with the same messages; tests/cases/bad_inputs.json drives both.
@@ -45,10 +44,8 @@ class Inputs {
         integer: 'a whole number', number: 'a number', boolean: 'true or false', string: 'text'
     ]
 
-    private static List<Map> checked = []
     /** The run's values in full: what was given, over the preset's, over the defaults. */
-    private static Map effective = [:]
-    private static boolean preview = false
+    static Map effective = [:]
 
     // ------------------------------------------------------------------------------------------------ what main.nf calls
 
@@ -88,25 +85,14 @@ class Inputs {
     static List<Map> slides(Map params, Object projectDir, Object launchDir) {
         def errors = []
         def slides = examine(params, projectDir, launchDir, errors)
-        if (effective.domains in ['zeroshot', 'train', 'finetune']) environmentMissing('domains', errors)
+        if (!errors) missingEnvironments(slides, projectDir as Path, errors)
         if (errors) {
             def lines = errors.collect { mistake -> "\n  - ${line(mistake)}" }
             System.err.println("error: [input-invalid] The input has mistakes; nothing was started:${lines.join('')}")
             System.err.flush()
             System.exit(1)
         }
-        checked = slides
-        preview = params.preview as boolean
-        writeParameters(params, (launchDir as Path).resolve(params.outdir.toString()).resolve('pipeline_info'))
         return slides
-    }
-
-    /** What the run was asked for, in full: parameters given and defaults. */
-    private static void writeParameters(Map params, Path folder) {
-        Files.createDirectories(folder)
-        def all = new TreeMap(params)
-        effective.each { name, value -> if (all[name] == null) all[name] = value }
-        Files.writeString(folder.resolve('params.json'), JsonOutput.prettyPrint(JsonOutput.toJson(all)) + '\n')
     }
 
     /** As `slides`, but the mistakes go to `errors`, each as [code, message, hint]. */
@@ -144,50 +130,6 @@ class Inputs {
     /** A mistake as one line. */
     static String line(Map mistake) {
         return mistake.message + (mistake.hint ? " (${mistake.hint})" : '')
-    }
-
-    /** Say how the run ended, name each failed sample with its cause, and write that into samples.tsv. */
-    static void summary(Object workflow, Object outdir) {
-        def folder = (workflow.launchDir as Path).resolve(outdir.toString())
-        def trace = Global.session.config.trace?.file ?: "${outdir}/pipeline_info/trace.txt"
-        def tasks = lastAttempts((workflow.launchDir as Path).resolve(trace.toString()), workflow)
-        def ends = preview ? ['PREVIEW', 'PREVIEW_STARDIST'] : ['REPORT', 'DOMAINS_ANNOTATE']
-        def done = tasks.findAll { task -> stage(task) in ends && task.status in ['COMPLETED', 'CACHED'] }*.tag as Set
-        def failed = checked.findAll { slide -> !(slide.id in done) }.collectEntries { slide ->
-            [slide.id, [status: 'failed'] + failure(slide, tasks, workflow)]
-        }
-        // A compared method, an export, or domains that do not come through leave their slide done.
-        def lacking = checked.findAll { slide -> slide.id in done && failedTasks(slide, tasks) }.collectEntries { slide ->
-            def failure = failure(slide, tasks, workflow)
-            def methods = failedTasks(slide, tasks).collect { task -> task.tag.tokenize(':')[1] }.findAll().unique()
-            def lacks = "${methods.join(', ') ?: 'methods'} not compared"
-            if (failure.stage == 'EXPORT') lacks = 'not exported'
-            if (failure.stage.startsWith('DOMAINS_')) lacks = 'domains missing'
-            [slide.id, [status: 'done'] + failure + [cause: "${lacks}: ${failure.cause}".toString()]]
-        }
-        def without = withoutDomains(folder.resolve('samples.tsv'), done)
-        def report = tasks.find { task -> task.status == 'FAILED' && stage(task) == 'DOMAINS_REPORT' }
-
-        def lines = ["cellquilt: ${checked.size() - failed.size()} of ${checked.size()} samples done in ${workflow.duration}; results in ${outdir}"]
-        (failed + without + lacking).each { id, failure ->
-            lines << "  ${failure.status}: ${id}${failure.stage ? " in ${failure.stage}" : ''}: ${failure.cause}"
-            if (failure.hint) lines << "    hint: ${failure.hint}"
-            if (failure.log) lines << "    log: ${failure.log}"
-        }
-        if (report) lines << "  no report of the cohort: ${found(report, workflow).cause}"
-        println(lines.join('\n'))
-        if ((failed || lacking) && !preview && Files.isDirectory(folder)) {
-            recordFailures(folder.resolve('samples.tsv'), failed + lacking)
-        }
-    }
-
-    /** The slides that are done, and of which nothing failed, in which there was nothing to find domains from. */
-    private static Map<String, Map> withoutDomains(Path table, Set done) {
-        if (preview || !Files.exists(table)) return [:]
-        def rows = Files.readAllLines(table)*.split('\t', -1)*.toList()
-        return rows.drop(1).collect { row -> [rows[0], row].transpose().collectEntries() }
-            .findAll { row -> row.sample in done && row.status == 'done' && row.cause }
-            .collectEntries { row -> [row.sample, row.subMap(['status', 'stage', 'cause', 'hint', 'log'])] }
     }
 
     // ------------------------------------------------------------------------------------------------------------ schemas
@@ -568,13 +510,15 @@ class Inputs {
         return ([own.segmentation.replace(',', '+')] + (own.compare ?: [])).unique()
     }
 
-    /** Where tasks of a label run in an environment of this machine, say that it is not there before hours of other tasks. */
-    private static void environmentMissing(String name, List<Map> errors) {
-        def before = Global.session.config.process?.get("withLabel:env_${name}".toString())?.beforeScript ?: ''
-        def folder = before.toString().find(/(?<=PATH=')[^']+(?=\/bin')/)
-        if (folder && !Files.isDirectory(Path.of(folder))) {
-            errors << error('environment-missing', "there is no environment for ${name}", "make setup STAGES=\"core ${name}\"")
-        }
+    /** Where tasks run in environments of this folder, say that one is not there before hours of other tasks. */
+    private static void missingEnvironments(Collection<Map> slides, Path projectDir, List<Map> errors) {
+        def engines = slides.collectMany { slide -> slide.is_table ? [] : slide.by_method.values()*.engine }
+        def needed = ['core'] + engines.findAll { engine -> engine in ['cellpose3', 'cellpose4', 'stardist'] }.toUnique().toSorted()
+        if (effective.domains != 'none') needed << 'domains'
+        def process = Global.session.config.process ?: [:]
+        if (process.any { key, of -> key.toString().startsWith('withLabel:env_') && (of.container || !(of.beforeScript instanceof Closure)) }) return
+        def missing = needed.findAll { name -> !Files.isDirectory(projectDir.resolve(".venv/${name}/bin")) }
+        missing.each { name -> errors << error('environment-missing', "there is no environment for ${name}", "make setup STAGES=\"${needed.join(' ')}\"") }
     }
 
     /** What is asked of domains and cannot be had. */
@@ -792,109 +736,6 @@ class Inputs {
         }
         if (size == 0) return 0
         return size + matches(a.substring(0, startA), b.substring(0, startB)) + matches(a.substring(startA + size), b.substring(startB + size))
-    }
-
-    // ------------------------------------------------------------------------------------------------------------- summary
-
-    /** The last attempt of every task, from the trace file. */
-    private static List<Map<String, String>> lastAttempts(Path trace, Object workflow) {
-        int expected = workflow.stats.succeededCount + workflow.stats.failedCount + workflow.stats.cachedCount
-        def rows = []
-        for (int attempt = 0; attempt < 20; attempt++) { // the file is written beside the run, a moment later
-            rows = Files.exists(trace) ? Files.readAllLines(trace)*.split('\t', -1) : []
-            if (rows.size() > expected) break
-            sleep(100)
-        }
-        if (!rows) return []
-        def header = rows[0] as List
-        def last = [:]
-        rows.drop(1).each { row ->
-            def task = [header, row as List].transpose().collectEntries()
-            last[[task.process, task.tag]] = task
-        }
-        return last.values() as List
-    }
-
-    private static String stage(Map task) {
-        return task.process.tokenize(':').last()
-    }
-
-    /**
-     * The tasks of a slide that failed, those of the chosen method first. A tag is liver_1:cellpose+proseg:bundle_000. What
-     * is done for the whole cohort counts for every slide whose cells it was done for.
-     */
-    private static List<Map<String, String>> failedTasks(Map slide, List<Map<String, String>> tasks) {
-        def others = slide.methods.drop(1)
-        def own = tasks.findAll { task -> task.tag.tokenize(':')[0] == slide.id }
-        def ofCohort = tasks.findAll { task -> stage(task) in ['DOMAINS_TRAIN', 'DOMAINS_ASSIGN'] }
-        def inCohort = own.any { task -> stage(task) == 'DOMAINS_PREPARE' && task.status in ['COMPLETED', 'CACHED'] }
-        return (own + (inCohort ? ofCohort : []))
-            .findAll { task -> task.status == 'FAILED' }
-            .sort { task -> task.tag.tokenize(':')[1] in others ? 1 : 0 }
-    }
-
-    /** Why a slide, or a method compared on it, did not come through: [stage, cause, hint, log]. */
-    private static Map failure(Map slide, List<Map<String, String>> tasks, Object workflow) {
-        def failed = failedTasks(slide, tasks)
-        def task = failed ? failed[0] : null
-        if (!task) {
-            return [stage: '', cause: workflow.errorMessage ?: 'the run ended before it', hint: 'start again with -resume', log: '']
-        }
-        return found(task, workflow)
-    }
-
-    /** What a failed task left behind: [stage, cause, hint, log]. */
-    private static Map found(Map task, Object workflow) {
-        def (start, rest) = task.hash.tokenize('/')
-        def parent = (workflow.workDir as Path).resolve(start)
-        def folder = Files.isDirectory(parent) ? Files.list(parent).filter { path -> path.fileName.toString().startsWith(rest) }.findFirst().orElse(null) : null
-        def log = folder?.resolve('.command.err')
-        def lines = log && Files.exists(log) ? log.toFile().readLines('UTF-8') : []
-        def record = lines.reverse().findResult { line -> line.startsWith('CELLQUILT_ERROR ') ? parsed(line.substring(16)) : null }
-        def cause = record?.message ?: lines.reverse().find { line -> line.trim() } ?: "exit code ${task.exit}"
-        def hint = record?.hint ?: ''
-        if (!record && task.exit.isInteger() && task.exit.toInteger() in 130..145) {
-            cause = "killed (exit code ${task.exit}): too little memory or time"
-            hint = 'give the process more (process.memory, process.time in a configuration), then -resume'
-        }
-        return [stage: stage(task), cause: withoutFolders(cause), hint: withoutFolders(hint), log: log ? relative(log, workflow) : '']
-    }
-
-    private static Object parsed(String text) {
-        try {
-            return new JsonSlurper().parseText(text)
-        }
-        catch (Exception ignored) {
-            return null
-        }
-    }
-
-    private static String relative(Path path, Object workflow) {
-        def launch = workflow.launchDir as Path
-        return path.startsWith(launch) ? launch.relativize(path).toString() : path.subpath(path.nameCount - 3, path.nameCount).toString()
-    }
-
-    /** No folder of this machine in what is published: of an absolute path only the name stays. */
-    private static String withoutFolders(String text) {
-        def part = /[^\/:;,"'()<>]+/ // folders may hold blanks
-        return text.replaceAll(/(?<![\w.\/])(?:\/${part})+\/([^\s\/:;,"'()<>]+)/) { all -> "…/${all[1]}" }.replaceAll(/\s+/, ' ').trim()
-    }
-
-    /** Fill the rows of the samples of which something failed; the table is made anew where the run did not get to it. */
-    private static void recordFailures(Path table, Map<String, Map> failed) {
-        def rows = Files.exists(table) ? Files.readAllLines(table)*.split('\t', -1)*.toList() : []
-        if (!rows) rows << ['sample', 'status', 'verdict']
-        def header = rows[0]
-        failed.values()[0].keySet().each { column -> if (!(column in header)) header << column }
-        failed.each { id, failure ->
-            def row = rows.drop(1).find { candidate -> candidate[0] == id }
-            if (!row) rows << (row = [id])
-            while (row.size() < header.size()) row << ''
-            failure.each { column, value -> row[header.indexOf(column)] = value }
-        }
-        rows.drop(1).each { row -> while (row.size() < header.size()) row << '' }
-        Files.deleteIfExists(table) // it may be a link into the work folder
-        Files.writeString(table, rows.collect { row -> row.join('\t') }.join('\n') + '\n')
     }
 
 }

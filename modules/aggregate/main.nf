@@ -10,6 +10,7 @@ process AGGREGATE {
 
     output:
     tuple val(meta), path("${meta.id}.table.zarr", type: 'dir', arity: '1'), emit: store
+    path 'versions.yml', topic: versions
 
     script:
     def name = compared ? "--name ${meta.method}" : ''
@@ -20,5 +21,6 @@ process AGGREGATE {
     stub:
     """
     mkdir ${meta.id}.table.zarr
+    touch versions.yml
     """
 }

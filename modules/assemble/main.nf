@@ -4,13 +4,14 @@ process ASSEMBLE {
     label 'env_core'
     memory { Resources.memory(task, settings, [parts, compared]) }
     time { Resources.time(task, settings, [parts, compared]) }
-    publishDir path: { "${params.outdir}/${meta.id}" }, mode: Disk.publishMode(params)
+    publishDir path: { "${params.outdir}/${meta.id}" }, mode: Disk.publishMode(params), saveAs: { name -> name == 'versions.yml' ? null : name }
 
     input:
     tuple val(meta), val(settings), path(parts), path(compared, stageAs: 'compared/?/*'), path(domains), path(graph), path(thresholds, stageAs: 'thresholds/*')
 
     output:
     tuple val(meta), path("${meta.id}.zarr", type: 'dir', arity: '1'), path('qc.json', arity: '1'), emit: store
+    path 'versions.yml', topic: versions
 
     script:
     def limits = thresholds ? "--qc-thresholds ${thresholds}" : ''
@@ -22,6 +23,6 @@ process ASSEMBLE {
     stub:
     """
     mkdir ${meta.id}.zarr
-    touch qc.json
+    touch qc.json versions.yml
     """
 }

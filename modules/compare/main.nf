@@ -4,7 +4,7 @@ process COMPARE {
     label 'env_core'
     memory { Resources.memory(task, settings, store) }
     time { Resources.time(task, settings, store) }
-    publishDir path: { "${params.outdir}/${meta.id}" }, mode: params.publish_dir_mode
+    publishDir path: { "${params.outdir}/${meta.id}" }, mode: params.publish_dir_mode, saveAs: { name -> name == 'versions.yml' ? null : name }
 
     input:
     tuple val(meta), val(settings), path(store), path(truth, stageAs: 'truth/*'), path(markers, stageAs: 'markers/*'), path(reference, stageAs: 'reference/*')
@@ -12,6 +12,7 @@ process COMPARE {
     output:
     tuple val(meta), path('comparison.json', arity: '1'), emit: comparison
     tuple val(meta), path('comparison.tsv', arity: '1') , emit: table
+    path 'versions.yml', topic: versions
 
     script:
     def known = truth ? "--truth ${truth}" : ''
@@ -23,6 +24,6 @@ process COMPARE {
 
     stub:
     """
-    touch comparison.json comparison.tsv
+    touch comparison.json comparison.tsv versions.yml
     """
 }

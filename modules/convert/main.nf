@@ -10,6 +10,7 @@ process CONVERT {
 
     output:
     tuple val(meta), path("${meta.id}.raw.zarr", type: 'dir', arity: '1'), emit: store
+    path 'versions.yml', topic: versions
 
     script:
     def files = [transcripts: transcripts, 'prior-cells': prior].findAll { _name, file -> file }.collect { name, file -> "--${name} ${file}" }.join(' ')
@@ -20,5 +21,6 @@ process CONVERT {
     stub:
     """
     mkdir ${meta.id}.raw.zarr
+    touch versions.yml
     """
 }

@@ -11,6 +11,7 @@ process DOMAINS_EMBED {
 
     output:
     tuple val(meta), path("${meta.id}.latents.parquet", arity: '1'), emit: latents
+    path 'versions.yml', topic: versions
 
     script:
     def weights = model ? "--weights ${model}" : ''
@@ -20,6 +21,6 @@ process DOMAINS_EMBED {
 
     stub:
     """
-    touch ${meta.id}.latents.parquet
+    touch ${meta.id}.latents.parquet versions.yml
     """
 }

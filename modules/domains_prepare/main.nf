@@ -15,6 +15,7 @@ process DOMAINS_PREPARE {
     // One of the two: the cells, or why there is nothing to find domains from.
     tuple val(meta), path("${meta.id}.graph.zarr", type: 'dir'), emit: graph, optional: true
     tuple val(meta), path("${meta.id}.refusal.json")           , emit: refusal, optional: true
+    path 'versions.yml', topic: versions
 
     script:
     def refusal = may_refuse ? "--refusal ${meta.id}.refusal.json" : ''
@@ -29,5 +30,6 @@ process DOMAINS_PREPARE {
     stub:
     """
     mkdir ${meta.id}.graph.zarr
+    touch versions.yml
     """
 }

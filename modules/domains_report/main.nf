@@ -3,7 +3,7 @@ process DOMAINS_REPORT {
     label 'env_domains'
     memory { Resources.memory(task, '', tables) }
     time { Resources.time(task, '', tables) }
-    publishDir path: { "${params.outdir}/cohort" }, mode: params.publish_dir_mode
+    publishDir path: { "${params.outdir}/cohort" }, mode: params.publish_dir_mode, saveAs: { name -> name == 'versions.yml' ? null : name }
 
     input:
     val columns
@@ -14,6 +14,7 @@ process DOMAINS_REPORT {
     output:
     path 'report.html', arity: '1'      , emit: report
     path 'stats', type: 'dir', arity: '1', emit: tables
+    path 'versions.yml', topic: versions
 
     script:
     def given = columns.collect { option, column -> "--${option} ${column}" }.join(' ')
@@ -24,6 +25,6 @@ process DOMAINS_REPORT {
     stub:
     """
     mkdir stats
-    touch report.html
+    touch report.html versions.yml
     """
 }

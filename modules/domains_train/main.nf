@@ -12,6 +12,7 @@ process DOMAINS_TRAIN {
 
     output:
     path 'model', type: 'dir', arity: '1', emit: model
+    path 'versions.yml', topic: versions
 
     script:
     def weights = start ? "--weights ${start}" : ''
@@ -22,5 +23,6 @@ process DOMAINS_TRAIN {
     stub:
     """
     mkdir model
+    touch versions.yml
     """
 }

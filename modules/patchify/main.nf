@@ -11,6 +11,7 @@ process PATCHIFY {
     output:
     tuple val(meta), path('bundles/bundle_*.zarr', type: 'dir', arity: '1..*'), emit: bundles
     tuple val(meta), path("${meta.id}.patches.zarr", type: 'dir', arity: '1') , emit: store
+    path 'versions.yml', topic: versions
 
     script:
     def model = weights ? "--weights ${weights}" : ''
@@ -21,5 +22,6 @@ process PATCHIFY {
     stub:
     """
     mkdir -p ${meta.id}.patches.zarr bundles/bundle_000.zarr bundles/bundle_001.zarr
+    touch versions.yml
     """
 }

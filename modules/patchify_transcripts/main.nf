@@ -11,6 +11,7 @@ process PATCHIFY_TRANSCRIPTS {
     output:
     tuple val(meta), path('bundles/bundle_*.zarr', type: 'dir', arity: '1..*')           , emit: bundles
     tuple val(meta), path("${meta.id}.transcript_patches.zarr", type: 'dir', arity: '1') , emit: store
+    path 'versions.yml', topic: versions
 
     script:
     def files = [cells: prior, prior: labels, 'baysor-config': config].findAll { _name, file -> file }.collect { name, file -> "--${name} ${file}" }.join(' ')
@@ -21,5 +22,6 @@ process PATCHIFY_TRANSCRIPTS {
     stub:
     """
     mkdir -p ${meta.id}.transcript_patches.zarr bundles/bundle_000.zarr bundles/bundle_001.zarr
+    touch versions.yml
     """
 }

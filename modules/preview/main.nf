@@ -4,13 +4,14 @@ process PREVIEW {
     label 'env_cellpose3'
     memory { Resources.memory(task, settings, [raw, tissue]) }
     time { Resources.time(task, settings, [raw, tissue]) }
-    publishDir path: { "${params.outdir}/${meta.id}" }, mode: params.publish_dir_mode
+    publishDir path: { "${params.outdir}/${meta.id}" }, mode: params.publish_dir_mode, saveAs: { name -> name == 'versions.yml' ? null : name }
 
     input:
     tuple val(meta), val(settings), path(raw), path(tissue), path(weights, stageAs: 'weights/*')
 
     output:
     tuple val(meta), path('preview.html', arity: '1'), emit: page
+    path 'versions.yml', topic: versions
 
     script:
     def model = weights ? "--weights ${weights}" : ''
@@ -20,6 +21,6 @@ process PREVIEW {
 
     stub:
     """
-    touch preview.html
+    touch preview.html versions.yml
     """
 }

@@ -11,6 +11,7 @@ process REPORT {
 
     output:
     tuple val(meta), path(qc), path('report.html', arity: '1'), emit: report
+    path 'versions.yml', topic: versions
 
     script:
     def known = truth ? "--truth ${truth}" : ''
@@ -21,6 +22,6 @@ process REPORT {
 
     stub:
     """
-    touch report.html
+    touch report.html versions.yml
     """
 }

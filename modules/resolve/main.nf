@@ -10,6 +10,7 @@ process RESOLVE {
 
     output:
     tuple val(meta), path("${meta.id}.cells.zarr", type: 'dir', arity: '1'), emit: store
+    path 'versions.yml', topic: versions
 
     script:
     """
@@ -19,5 +20,6 @@ process RESOLVE {
     stub:
     """
     mkdir ${meta.id}.cells.zarr
+    touch versions.yml
     """
 }

@@ -10,6 +10,7 @@ process RESOLVE_TRANSCRIPTS {
 
     output:
     tuple val(meta), path("${meta.id}.molecules.zarr", type: 'dir', arity: '1'), emit: store
+    path 'versions.yml', topic: versions
 
     script:
     def cells = prior ? "--prior ${prior}" : ''
@@ -20,5 +21,6 @@ process RESOLVE_TRANSCRIPTS {
     stub:
     """
     mkdir ${meta.id}.molecules.zarr
+    touch versions.yml
     """
 }

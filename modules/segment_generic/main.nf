@@ -10,6 +10,7 @@ process SEGMENT_GENERIC {
 
     output:
     tuple val(group), path("${bundle.baseName}.cells.parquet", arity: '1'), emit: cells
+    path 'versions.yml', topic: versions
 
     script:
     """
@@ -18,6 +19,6 @@ process SEGMENT_GENERIC {
 
     stub:
     """
-    touch ${bundle.baseName}.cells.parquet
+    touch ${bundle.baseName}.cells.parquet versions.yml
     """
 }

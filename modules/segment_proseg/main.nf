@@ -10,6 +10,7 @@ process SEGMENT_PROSEG {
 
     output:
     tuple val(group), path("${bundle.baseName}.result", type: 'dir', arity: '1'), emit: cells
+    path 'versions.yml', topic: versions
 
     script:
     """
@@ -19,5 +20,6 @@ process SEGMENT_PROSEG {
     stub:
     """
     mkdir ${bundle.baseName}.result
+    touch versions.yml
     """
 }

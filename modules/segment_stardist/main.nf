@@ -10,6 +10,7 @@ process SEGMENT_STARDIST {
 
     output:
     tuple val(group), path("${bundle.baseName}.cells.parquet", arity: '1'), emit: cells
+    path 'versions.yml', topic: versions
 
     script:
     def model = weights ? "--weights ${weights}" : ''
@@ -19,6 +20,6 @@ process SEGMENT_STARDIST {
 
     stub:
     """
-    touch ${bundle.baseName}.cells.parquet
+    touch ${bundle.baseName}.cells.parquet versions.yml
     """
 }

@@ -10,6 +10,7 @@ process TISSUE {
 
     output:
     tuple val(meta), path("${meta.id}.tissue.zarr", type: 'dir', arity: '1'), emit: store
+    path 'versions.yml', topic: versions
 
     script:
     """
@@ -19,5 +20,6 @@ process TISSUE {
     stub:
     """
     mkdir ${meta.id}.tissue.zarr
+    touch versions.yml
     """
 }

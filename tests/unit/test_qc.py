@@ -440,17 +440,23 @@ def test_samples_keep_their_order_and_failed_ones_stay(assembled, tmp_path):
     assert {rows[0][column] for column in COLUMNS if column not in ("sample", "status")} == {""}
 
 
-def test_versions_of_every_stage_and_of_samples_that_differ(assembled, tmp_path):
-    import yaml
-
-    other = json.loads((assembled / "qc.json").read_text())
-    other["sample"], other["versions"] = "s2", {"resolve": {"cellquilt": "0.0.9", "torch": "2.9"}}
+def test_checksums_and_the_table_for_multiqc(assembled, tmp_path):
+    first = json.loads((assembled / "qc.json").read_text())
+    other = {**first, "sample": "s2", "n_cells": 7, "checksums": {"nuclei.npz": "ab", "a b.tif": "cd"}}
     (tmp_path / "other.json").write_text(json.dumps(other))
     qcs = [tmp_path / "other.json", assembled / "qc.json"]
-    samples_table(qcs, "s1,s2", tmp_path / "samples.tsv", versions=tmp_path / "versions.yml")
-    versions = yaml.safe_load((tmp_path / "versions.yml").read_text())
-    assert versions["resolve"] == {"cellquilt": "0.0.9, 0.1.0", "python": "3.12.1", "torch": "2.9"}
-    assert {"convert", "aggregate"} <= set(versions)
+    samples_table(qcs, "s1,s2", tmp_path / "samples.tsv", checksums=tmp_path / "sums.tsv", multiqc=tmp_path)
+    rows = [line.split("\t") for line in (tmp_path / "sums.tsv").read_text().splitlines()]
+    assert rows[0] == ["sample", "file", "sha256"]
+    assert rows[1:] == sorted(
+        [["s1", name, value] for name, value in first["checksums"].items()]
+        + [["s2", "a b.tif", "cd"], ["s2", "nuclei.npz", "ab"]]
+    )
+    lines = (tmp_path / "cellquilt_samples_mqc.tsv").read_text().splitlines()
+    head = {key: json.loads(value) for key, value in (line[2:].split(": ", 1) for line in lines if line[0] == "#")}
+    table = [line.split("\t") for line in lines if line[0] != "#"]
+    assert set(head["headers"]) == set(table[0][1:])
+    assert [dict(zip(table[0], row, strict=True))["n_cells"] for row in table[1:]] == ["105", "7"]
 
 
 def test_samples_without_any_result(tmp_path):

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -106,12 +107,16 @@ def main(args: list[str] | None = None) -> NoReturn:
         logging.getLogger("cellquilt").log(level, "unexpected error", exc_info=True)
         hint = "this should not happen: please report it with the output of `cellquilt --verbose ...`"
         _fail(CellquiltError("unexpected", f"{type(error).__name__}: {error}", hint), 1)
+    if stage := os.environ.get("CELLQUILT_TASK"):
+        from cellquilt.core.record import write_versions
+
+        write_versions(stage, Path("versions.yml"))
     sys.exit(0)
 
 
 def task(*verb: str) -> NoReturn:
-    """Run one verb as a task of the pipeline: errors are printed for the head job to read, too."""
-    os.environ["CELLQUILT_TASK"] = "1"
+    """Run one verb as a task of the pipeline: errors are printed for the head job to read, too, and versions written."""
+    os.environ["CELLQUILT_TASK"] = "_".join(verb + tuple(sys.argv[1:2] if verb == ("segment",) else ()))
     main([*verb, *sys.argv[1:]])
 
 

@@ -195,7 +195,8 @@ def report(**arguments: Any) -> None:
 @click.argument("qcs", type=_PATH, nargs=-1)
 @click.option("--samples", "names", required=True, help="Names of all samples, comma-separated.")
 @click.option("-o", "--output", type=_PATH, required=True, help="The table to write.")
-@click.option("--versions", type=_PATH, help="Write the versions of the packages that every stage used here (YAML).")
+@click.option("--checksums", type=_PATH, help="Write which inputs and weights each sample was made from here (TSV).")
+@click.option("--multiqc", type=_PATH, help="Folder for a table that MultiQC takes into its report.")
 @_overwrite
 def samples(**arguments: Any) -> None:
     """Write the table of all samples of a run, failed ones too."""

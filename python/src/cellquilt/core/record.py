@@ -6,14 +6,19 @@ import resource
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cellquilt import __version__
 from cellquilt.core.privacy import scrub
 
 #: Packages whose version may change a result, named if a stage has loaded them.
-_PACKAGES = ("anndata", "cellpose", "numba", "numpy", "pyarrow", "scipy", "shapely", "spatialdata", "tifffile", "torch",
-             "zarr")  # fmt: skip
+_PACKAGES = (
+    *("anndata", "cellpose", "csbdeep", "igraph", "numba", "numpy", "pyarrow", "safetensors", "scanpy", "scipy"),
+    *("shapely", "spatialdata", "stardist", "tensorflow", "tifffile", "torch", "zarr"),
+)
+#: Programs that this process has called → their versions.
+_PROGRAMS: dict[str, str] = {}
 
 
 def rss_mb(usage: resource.struct_rusage) -> float:
@@ -29,8 +34,26 @@ def peak_rss_mb() -> float:
 
 def versions() -> dict[str, str]:
     """Versions of cellquilt, Python and those packages with a say in the result that this process has loaded."""
-    loaded = {name: importlib.metadata.version(name) for name in _PACKAGES if name in sys.modules}
-    return {"cellquilt": __version__, "python": platform.python_version(), **loaded}
+    loaded = {name: _version(name) for name in _PACKAGES if name in sys.modules}
+    return {"cellquilt": __version__, "python": platform.python_version(), **loaded, **_PROGRAMS}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # tensorflow is installed as tensorflow-cpu
+        return str(getattr(sys.modules[package], "__version__", "unknown"))
+
+
+def note_program(name: str, version: str) -> None:
+    """Remember the version of a program that this process calls, for `versions`."""
+    _PROGRAMS[name] = version
+
+
+def write_versions(stage: str, output: Path) -> None:
+    """Write the versions of this process as YAML: stage → package → version, by name."""
+    lines = [f"{stage}:", *(f"  {name}: {version}" for name, version in sorted(versions().items()))]
+    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @dataclass

@@ -45,17 +45,8 @@ def provenance(records: Sequence[Mapping[str, Any]], sample: str) -> dict[str, A
         on one store).
     """
     parameters: dict[str, Any] = {}
-    checksums: dict[str, str] = {}
     for record in records:
         parameters |= record.get("parameters", {})
-        facts = record.get("facts", {})
-        checksums |= facts.get("checksums") or {}
-        for file in facts.get("inputs") or []:
-            checksums[file["name"]] = file.get("sha256") or file["sha256_sampled"]
-        for task in facts.get("tasks") or []:
-            used = task.get("facts") or {}
-            if used.get("weights_sha256"):
-                checksums[str(used.get("weights", "weights"))] = used["weights_sha256"]
     methods = [method for method in map(method_of, of_stage(records, "resolve")) if method]
     if methods:
         parameters["segmentation"] = ",".join(dict.fromkeys(methods))
@@ -68,10 +59,25 @@ def provenance(records: Sequence[Mapping[str, Any]], sample: str) -> dict[str, A
             "parameters": dict(sorted(parameters.items())),
             "given": [name for name, value in sorted(parameters.items()) if differs(name, value)],
             "seeds": {name: value for name, value in sorted(parameters.items()) if name.split("_")[-1] == "seed"},
-            "checksums": {scrub(name): value for name, value in sorted(checksums.items())},
+            "checksums": checksums_of(records),
             "command": commands(records, sample, named_inputs(records)),
         }
     )
+
+
+def checksums_of(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """File name → SHA-256 of all inputs and weights that the records name."""
+    checksums: dict[str, str] = {}
+    for record in records:
+        facts = record.get("facts", {})
+        checksums |= facts.get("checksums") or {}
+        for file in facts.get("inputs") or []:
+            checksums[file["name"]] = file.get("sha256") or file["sha256_sampled"]
+        for task in facts.get("tasks") or []:
+            used = task.get("facts") or {}
+            if used.get("weights_sha256"):
+                checksums[str(used.get("weights", "weights"))] = used["weights_sha256"]
+    return {scrub(name): value for name, value in sorted(checksums.items())}
 
 
 def of_stage(records: Sequence[Mapping[str, Any]], stage: str) -> list[Mapping[str, Any]]:

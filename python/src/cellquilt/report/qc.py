@@ -15,6 +15,7 @@ from cellquilt.core.privacy import scrub
 from cellquilt.core.transforms import GLOBAL, apply
 from cellquilt.report.borders import border_check
 from cellquilt.report.cells import Cells, read_cells
+from cellquilt.report.provenance import checksums_of
 from cellquilt.report.view import View
 
 THRESHOLDS = Path(__file__).with_name("qc_thresholds.yml")
@@ -37,7 +38,9 @@ _EMPTY: dict[str, Any] = {
     "patches": {"n": 0, "n_failed": 0, "n_missing": 0, "failed": []},
     "seconds": {"total": None},
     "peak_rss_mb": {"max": None},
+    "gpu_hours": 0.0,
     "versions": {},
+    "checksums": {},
     "reasons": [],
 }
 _BATCH_ROWS = 1_000_000
@@ -368,6 +371,8 @@ def _add_cost(costs: dict[str, dict[str, float]], stage: str, record: Mapping[st
     entry["seconds"] += float(record.get("seconds") or 0.0)
     entry["peak_rss_mb"] = max(entry["peak_rss_mb"], float(record.get("peak_rss_mb") or 0.0))
     entry["n_tasks"] += 1
+    if (record.get("facts") or {}).get("device") not in (None, "cpu"):
+        entry["gpu_seconds"] = entry.get("gpu_seconds", 0.0) + float(record.get("seconds") or 0.0)
 
 
 def _resources(view: View) -> dict[str, Any]:
@@ -377,7 +382,9 @@ def _resources(view: View) -> dict[str, Any]:
     return {
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
         "peak_rss_mb": {**peaks, "max": max(peaks.values(), default=0.0)},
+        "gpu_hours": round(sum(cost.get("gpu_seconds", 0.0) for cost in costs.values()) / 3600, 4),
         "versions": stage_versions(view.records),
+        "checksums": checksums_of(view.records),
     }
 
 

@@ -1,5 +1,6 @@
 """The table of all samples of a run."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ NUMBERS = (
     "control_rate_in_cells",
     "border_cell_density_ratio",
     "n_domains",
+    "gpu_hours",
 )
 _FAILURE = ("stage", "error", "cause", "hint", "log")
 COLUMNS = ("sample", "status", "verdict", *NUMBERS, "seconds", "peak_rss_mb", "reasons", *_FAILURE)
@@ -53,31 +55,75 @@ def _text(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def write_versions(qcs: Sequence[Path], output: Path, *, overwrite: bool = False) -> None:
-    """Write the versions of the packages that every stage used, as YAML: stage → package → version.
+#: Columns of the MultiQC table: key of qc.json → title and what it is.
+_MULTIQC = {
+    "verdict": ("Verdict", "PASS, WARN or FAIL by the limits of quality control"),
+    "n_cells": ("Cells", "Cells found"),
+    "share_cells_pass": ("Cells passing", "Share of the cells that pass quality control"),
+    "n_transcripts": ("Transcripts", "Transcripts in the machine's output"),
+    "share_assigned": ("Assigned", "Share of the transcripts that are in a cell"),
+    "median_transcripts_per_cell": ("Transcripts/cell", "Median of transcripts in a cell"),
+    "median_genes_per_cell": ("Genes/cell", "Median of genes in a cell"),
+    "median_area_um2": ("Area (µm²)", "Median area of a cell"),
+    "control_rate_in_cells": ("Controls", "Share of controls among the transcripts in cells"),
+    "n_domains": ("Domains", "Spatial domains present"),
+    "gpu_hours": ("GPU-h", "Hours of a GPU"),
+}
+
+
+def write_multiqc(qcs: Sequence[Path], folder: Path) -> Path:
+    """Write the samples' main numbers as a table that MultiQC takes into its own report.
+
+    Parameters
+    ----------
+    qcs
+        The qc.json of every sample that came through, in any order.
+    folder
+        Where ``cellquilt_samples_mqc.tsv`` is written.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+    """
+    found = sorted((read_qc(path) for path in qcs), key=lambda qc: qc["sample"])
+    head = {
+        "id": "cellquilt_samples",
+        "section_name": "cellquilt",
+        "description": "Cells and transcripts of each sample; its own report says more.",
+        "plot_type": "table",
+        "pconfig": {"id": "cellquilt_samples_table", "title": "cellquilt: samples", "col1_header": "Sample"},
+        "headers": {key: {"title": title, "description": text} for key, (title, text) in _MULTIQC.items()},
+    }
+    lines = [f"# {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()]
+    lines.append("\t".join(("Sample", *_MULTIQC)))
+    lines += ["\t".join((qc["sample"], *(_text(qc.get(key)) for key in _MULTIQC))) for qc in found]
+    path = Path(folder) / "cellquilt_samples_mqc.tsv"
+    with atomic_path(path, overwrite=True) as aside:
+        aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def write_checksums(qcs: Sequence[Path], output: Path, *, overwrite: bool = False) -> None:
+    """Write which inputs and weights each sample was made from: sample, file, SHA-256.
 
     Parameters
     ----------
     qcs
         The qc.json of every sample that came through, in any order.
     output
-        The file to write. Where two samples were made by different versions, both stand there, comma-separated.
+        The file to write (TSV), sorted.
     overwrite
         Replace what stands there.
     """
-    import yaml
-
-    found: dict[str, dict[str, set[str]]] = {}
-    for path in qcs:
-        for stage, packages in (read_qc(path).get("versions") or {}).items():
-            for package, version in packages.items():
-                found.setdefault(stage, {}).setdefault(package, set()).add(version)
-    named = {
-        stage: {package: ", ".join(sorted(several)) for package, several in packages.items()}
-        for stage, packages in found.items()
-    }
+    rows = sorted(
+        (qc["sample"], name, checksum)
+        for qc in map(read_qc, qcs)
+        for name, checksum in (qc.get("checksums") or {}).items()
+    )
+    lines = ["sample\tfile\tsha256", *("\t".join(row) for row in rows)]
     with atomic_path(output, overwrite=overwrite) as aside:
-        aside.write_text(yaml.safe_dump(named, sort_keys=True), encoding="utf-8")
+        aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def write_samples(qcs: Sequence[Path], names: Sequence[str], output: Path, *, overwrite: bool = False) -> None:

@@ -256,7 +256,8 @@ def samples_table(
     names: str | Sequence[str],
     output: Path,
     *,
-    versions: Path | None = None,
+    checksums: Path | None = None,
+    multiqc: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write the table of all samples of a run, failed ones too.
@@ -269,8 +270,10 @@ def samples_table(
         All samples of the run (comma-separated, or a list): the rows, in this order.
     output
         The file to write.
-    versions
-        Where to write the versions of the packages that every stage used (YAML).
+    checksums
+        Where to write which inputs and weights each sample was made from (TSV).
+    multiqc
+        Folder for a table that MultiQC takes into its report.
     overwrite
         Replace what stands there.
 
@@ -279,10 +282,12 @@ def samples_table(
     pathlib.Path
         The table.
     """
-    from cellquilt.report.samples import write_samples, write_versions
+    from cellquilt.report.samples import write_checksums, write_multiqc, write_samples
 
     listed = names.split(",") if isinstance(names, str) else list(names)
     write_samples(qcs, [name for name in listed if name], output, overwrite=overwrite)
-    if versions:
-        write_versions(qcs, versions, overwrite=overwrite)
+    if checksums:
+        write_checksums(qcs, checksums, overwrite=overwrite)
+    if multiqc:
+        write_multiqc(qcs, multiqc)
     return Path(output)

@@ -19,7 +19,7 @@ from cellquilt.core.atomic import refuse_existing
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import LOG
 from cellquilt.core.parquet import arrow_array
-from cellquilt.core.record import Record
+from cellquilt.core.record import Record, note_program
 from cellquilt.core.settings import Settings
 from cellquilt.core.settings import default as default_of
 from cellquilt.patches.transcripts import TranscriptBundle
@@ -136,6 +136,7 @@ def segment_bundle(
     record.facts["baysor_peak_rss_mb"] = round(max((run.peak_rss_mb for run in task.runs), default=0.0), 1)
     result.record = record.finish()
     if task.door is not None:
+        note_program(METHOD, task.door.facts["version"])
         result.record["versions"][METHOD] = task.door.facts["version"]
     write_result(output, result, overwrite=overwrite)
     return {**result.record, "method": METHOD, "bundle": bundle.attributes["bundle"], "patches": patches}
@@ -290,7 +291,7 @@ def _check_patch(table: pa.Table, config: Config, xy: np.ndarray, prior: Mapping
         raise CellquiltError(
             "transcripts-not-finite",
             f"{int((~finite).sum())} transcripts have no finite position, the first is transcript_id {which}",
-            "make the bundles anew with `cellquilt patchify transcripts`",
+            "make the bundles anew with `cellquilt patchify transcripts`; after --cleanup start without -resume",
         )
     least = max(_NEIGHBOURS, config.confidence_nn_id + 1)
     if n < least:

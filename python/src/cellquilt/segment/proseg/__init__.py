@@ -13,7 +13,7 @@ from typing import Any
 from cellquilt.core.atomic import refuse_existing
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import LOG
-from cellquilt.core.record import Record
+from cellquilt.core.record import Record, note_program
 from cellquilt.core.settings import Settings
 from cellquilt.core.settings import default as default_of
 from cellquilt.patches.transcripts import TranscriptBundle
@@ -118,6 +118,7 @@ def segment_bundle(
     record.facts["proseg_peak_rss_mb"] = max((run.peak_rss_mb for run in task.runs), default=0.0)
     document = record.finish()
     if task.proseg is not None:
+        note_program(METHOD, task.proseg.version)
         document["versions"][METHOD] = task.proseg.version
     result.record = document
     write_result(output, result, overwrite=overwrite)

@@ -1,0 +1,231 @@
+import groovy.json.JsonOutput
+import groovy.json.JsonSlurper
+import java.nio.channels.FileChannel
+import java.nio.channels.OverlappingFileLockException
+import java.nio.file.Files
+import java.nio.file.Path
+import java.nio.file.StandardOpenOption
+import nextflow.Global
+import nextflow.file.FileHelper
+import org.yaml.snakeyaml.DumperOptions
+import org.yaml.snakeyaml.Yaml
+
+/** What a run says of itself: parameters and versions beside the results, and at its end what became of every sample. */
+class Run {
+
+    private static Map<String, Map> slides = [:]
+    private static String outdir = ''
+    private static Path folder = null
+    private static boolean preview = false
+    /** Held as long as this process lives. */
+    private static FileChannel lock = null
+
+    // ------------------------------------------------------------------------------------------------ what main.nf calls
+
+    /** Take the folder of the results for this run alone, and write what the run was asked for: what was given, and defaults. */
+    static void begin(Map params, Map<String, Map> slides, Object workflow) {
+        this.slides = slides
+        outdir = params.outdir.toString()
+        folder = path(outdir, workflow)
+        preview = params.preview as boolean
+        def info = folder.resolve('pipeline_info')
+        Files.createDirectories(info)
+        takeLock(info.resolve('.lock'))
+        def all = new TreeMap(params)
+        Inputs.effective.each { name, value -> if (all[name] == null) all[name] = value }
+        Files.writeString(info.resolve('params.json'), JsonOutput.prettyPrint(JsonOutput.toJson(all)) + '\n')
+    }
+
+    /** A lock of the operating system goes with its process, however that ends. Object stores have none. */
+    private static void takeLock(Path file) {
+        if (file.fileSystem != java.nio.file.FileSystems.default) return
+        def taken = null
+        try {
+            lock = FileChannel.open(file, StandardOpenOption.CREATE, StandardOpenOption.WRITE)
+            taken = lock.tryLock()
+        }
+        catch (OverlappingFileLockException ignored) {
+            taken = null
+        }
+        catch (IOException ignored) {
+            return // a file system that knows no locks
+        }
+        if (!taken) {
+            System.err.println("error: [outdir-in-use] another run writes into ${outdir} (wait until it ends, or choose another --outdir)")
+            System.err.flush()
+            System.exit(1)
+        }
+    }
+
+    /** All stages' versions in one file: stage → package → version, or versions where tasks of a stage differ. */
+    static void versions(List<String> texts) {
+        def found = new TreeMap()
+        texts.each { text ->
+            (new Yaml().load(text) ?: [:]).each { stage, packages ->
+                packages.each { name, version -> found.computeIfAbsent(stage, { new TreeMap() }).computeIfAbsent(name, { new TreeSet() }) << version.toString() }
+            }
+        }
+        def named = found.collectEntries { stage, packages -> [stage, packages.collectEntries { name, several -> [name, several.join(', ')] }] }
+        def style = new DumperOptions()
+        style.defaultFlowStyle = DumperOptions.FlowStyle.BLOCK
+        Files.writeString(folder.resolve('pipeline_info').resolve('versions.yml'), new Yaml(style).dump(named))
+    }
+
+    /** Say how the run ended, name each failed sample with its cause, and write that into samples.tsv; the summary's text. */
+    static String summary(Object workflow) {
+        def trace = Global.session.config.trace?.file ?: "${outdir}/pipeline_info/trace.txt"
+        def tasks = lastAttempts(path(trace.toString(), workflow), workflow)
+        def ends = preview ? ['PREVIEW', 'PREVIEW_STARDIST'] : ['REPORT', 'DOMAINS_ANNOTATE']
+        def done = tasks.findAll { task -> stage(task) in ends && task.status in ['COMPLETED', 'CACHED'] }*.tag as Set
+        def failed = slides.values().findAll { slide -> !(slide.id in done) }.collectEntries { slide ->
+            [slide.id, [status: 'failed'] + failure(slide, tasks, workflow)]
+        }
+        // A compared method, an export, or domains that do not come through leave their slide done.
+        def lacking = slides.values().findAll { slide -> slide.id in done && failedTasks(slide, tasks) }.collectEntries { slide ->
+            def failure = failure(slide, tasks, workflow)
+            def methods = failedTasks(slide, tasks).collect { task -> task.tag.tokenize(':')[1] }.findAll().unique()
+            def lacks = "${methods.join(', ') ?: 'methods'} not compared"
+            if (failure.stage == 'EXPORT') lacks = 'not exported'
+            if (failure.stage.startsWith('DOMAINS_')) lacks = 'domains missing'
+            [slide.id, [status: 'done'] + failure + [cause: "${lacks}: ${failure.cause}".toString()]]
+        }
+        def without = withoutDomains(folder.resolve('samples.tsv'), done)
+        def report = tasks.find { task -> task.status == 'FAILED' && stage(task) == 'DOMAINS_REPORT' }
+
+        def lines = ["cellquilt: ${slides.size() - failed.size()} of ${slides.size()} samples done in ${workflow.duration}; results in ${outdir}"]
+        (failed + without + lacking).each { id, failure ->
+            lines << "  ${failure.status}: ${id}${failure.stage ? " in ${failure.stage}" : ''}: ${failure.cause}"
+            if (failure.hint) lines << "    hint: ${failure.hint}"
+            if (failure.log) lines << "    log: ${failure.log}"
+        }
+        if (report) lines << "  no report of the cohort: ${found(report, workflow).cause}"
+        if ((failed || lacking) && !preview && Files.isDirectory(folder)) {
+            recordFailures(folder.resolve('samples.tsv'), failed + lacking)
+        }
+        return lines.join('\n')
+    }
+
+    /** The slides that are done, and of which nothing failed, in which there was nothing to find domains from. */
+    private static Map<String, Map> withoutDomains(Path table, Set done) {
+        if (preview || !Files.exists(table)) return [:]
+        def rows = Files.readAllLines(table)*.split('\t', -1)*.toList()
+        return rows.drop(1).collect { row -> [rows[0], row].transpose().collectEntries() }
+            .findAll { row -> row.sample in done && row.status == 'done' && row.cause }
+            .collectEntries { row -> [row.sample, row.subMap(['status', 'stage', 'error', 'cause', 'hint', 'log'])] }
+    }
+
+    // ------------------------------------------------------------------------------------------------------------- failures
+
+    private static Path path(String given, Object workflow) {
+        return given.contains('://') ? FileHelper.asPath(given) : (workflow.launchDir as Path).resolve(given)
+    }
+
+    /** The last attempt of every task, from the trace file. */
+    private static List<Map<String, String>> lastAttempts(Path trace, Object workflow) {
+        int expected = workflow.stats.succeededCount + workflow.stats.failedCount + workflow.stats.cachedCount
+        def rows = []
+        for (int attempt = 0; attempt < 20; attempt++) { // the file is written beside the run, a moment later
+            rows = Files.exists(trace) ? Files.readAllLines(trace)*.split('\t', -1) : []
+            if (rows.size() > expected) break
+            sleep(100)
+        }
+        if (!rows) return []
+        def header = rows[0] as List
+        def last = [:]
+        rows.drop(1).each { row ->
+            def task = [header, row as List].transpose().collectEntries()
+            last[[task.process, task.tag]] = task
+        }
+        return last.values() as List
+    }
+
+    private static String stage(Map task) {
+        return task.process.tokenize(':').last()
+    }
+
+    /**
+     * The tasks of a slide that failed, those of the chosen method first. A tag is liver_1:cellpose+proseg:bundle_000. What
+     * is done for the whole cohort counts for every slide whose cells it was done for.
+     */
+    private static List<Map<String, String>> failedTasks(Map slide, List<Map<String, String>> tasks) {
+        def others = slide.methods.drop(1)
+        def own = tasks.findAll { task -> task.tag.tokenize(':')[0] == slide.id }
+        def ofCohort = tasks.findAll { task -> stage(task) in ['DOMAINS_TRAIN', 'DOMAINS_ASSIGN'] }
+        def inCohort = own.any { task -> stage(task) == 'DOMAINS_PREPARE' && task.status in ['COMPLETED', 'CACHED'] }
+        return (own + (inCohort ? ofCohort : []))
+            .findAll { task -> task.status == 'FAILED' }
+            .sort { task -> task.tag.tokenize(':')[1] in others ? 1 : 0 }
+    }
+
+    /** Why a slide, or a method compared on it, did not come through: [stage, error, cause, hint, log]. */
+    private static Map failure(Map slide, List<Map<String, String>> tasks, Object workflow) {
+        def failed = failedTasks(slide, tasks)
+        def task = failed ? failed[0] : null
+        if (!task) {
+            return [stage: '', error: 'run-ended', cause: withoutFolders(firstLine(workflow.errorMessage) ?: 'the run ended before it'), hint: 'start again with -resume', log: '']
+        }
+        return found(task, workflow)
+    }
+
+    /** What a failed task left behind: [stage, error, cause, hint, log]. */
+    private static Map found(Map task, Object workflow) {
+        def (start, rest) = task.hash.tokenize('/')
+        def parent = (workflow.workDir as Path).resolve(start)
+        def folder = Files.isDirectory(parent) ? Files.list(parent).filter { path -> path.fileName.toString().startsWith(rest) }.findFirst().orElse(null) : null
+        def log = folder?.resolve('.command.err')
+        def lines = log && Files.exists(log) ? log.toFile().readLines('UTF-8') : []
+        def record = lines.reverse().findResult { line -> line.startsWith('CELLQUILT_ERROR ') ? parsed(line.substring(16)) : null }
+        def cause = record?.message ?: lines.reverse().find { line -> line.trim() } ?: "exit code ${task.exit}"
+        def hint = record?.hint ?: ''
+        def known = [error: 'task-failed']
+        if (record?.code) known.error = record.code
+        if (!record && task.exit.isInteger() && task.exit.toInteger() in 130..145) {
+            cause = "killed (exit code ${task.exit}): too little memory or time"
+            hint = 'give the process more (process.memory, process.time in a configuration), then -resume'
+            known = [error: 'task-killed']
+        }
+        return [stage: stage(task)] + known + [cause: withoutFolders(cause), hint: withoutFolders(hint), log: log ? relative(log, workflow) : '']
+    }
+
+    private static String firstLine(Object text) {
+        return text?.toString()?.readLines()?.find { line -> line.trim() }
+    }
+
+    private static Object parsed(String text) {
+        try {
+            return new JsonSlurper().parseText(text)
+        }
+        catch (Exception ignored) {
+            return null
+        }
+    }
+
+    private static String relative(Path path, Object workflow) {
+        def launch = workflow.launchDir as Path
+        return path.startsWith(launch) ? launch.relativize(path).toString() : path.subpath(path.nameCount - 3, path.nameCount).toString()
+    }
+
+    /** No folder of this machine in what is published: of an absolute path only the name stays. */
+    private static String withoutFolders(String text) {
+        def part = /[^\/:;,"'()<>]+/ // folders may hold blanks
+        return text.replaceAll(/(?<![\w.\/])(?:\/${part})+\/([^\s\/:;,"'()<>]+)/) { all -> "…/${all[1]}" }.replaceAll(/\s+/, ' ').trim()
+    }
+
+    /** Fill the rows of the samples of which something failed; the table is made anew where the run did not get to it. */
+    private static void recordFailures(Path table, Map<String, Map> failed) {
+        def rows = Files.exists(table) ? Files.readAllLines(table)*.split('\t', -1)*.toList() : []
+        if (!rows) rows << ['sample', 'status', 'verdict']
+        def header = rows[0]
+        failed.values()[0].keySet().each { column -> if (!(column in header)) header << column }
+        failed.each { id, failure ->
+            def row = rows.drop(1).find { candidate -> candidate[0] == id }
+            if (!row) rows << (row = [id])
+            while (row.size() < header.size()) row << ''
+            failure.each { column, value -> row[header.indexOf(column)] = value }
+        }
+        rows.drop(1).each { row -> while (row.size() < header.size()) row << '' }
+        Files.deleteIfExists(table) // it may be a link into the work folder
+        Files.writeString(table, rows.collect { row -> row.join('\t') }.join('\n') + '\n')
+    }
+
+}
