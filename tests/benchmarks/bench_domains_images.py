@@ -2,12 +2,13 @@
 
     python bench_domains_images.py [--seeds 1 2 3] [--output domains_images.json]
 
-Cohorts of two simulated slides of 900 cells. Cells of one of five domains get the expression of another's, and the image
-coarser grain there. The networks are four moments of each channel, and 64 filters drawn at random with means and
+Cohorts of two simulated slides of 900 cells. Cells of one of five domains get the expression of another's, and the
+image coarser grain there. The networks are four moments of each channel, and 64 filters drawn at random with means and
 deviations of what they find. For each setting: the adjusted Rand index of all cells with the truth.
 """
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -24,6 +25,8 @@ from sklearn.metrics import adjusted_rand_score
 WIDTHS = {"usual": {}, "wide": {"domain_um": 150.0}}
 PATCH_UM = (15.0, 30.0, 56.0, 80.0)
 COMPONENTS = (2, 5, 10, 50)
+#: Whether the model knows how wide patches are, and so how much they overlap.
+KNOWN = (True, False)
 #: What embeddings are multiplied by.
 WEIGHTS = (0.3, 1.0, 3.0)
 
@@ -88,7 +91,9 @@ def score(tables: list[anndata.AnnData]) -> float:
     model = cq.domains.Model.train(tables, n_domains=5)
     model.compute_representations(tables)
     model.assign_domains(tables, n_domains=5)
-    truth, found = (np.concatenate([table.obs[key].astype(str) for table in tables]) for key in ("domain_true", "domain"))
+    truth, found = (
+        np.concatenate([table.obs[key].astype(str) for table in tables]) for key in ("domain_true", "domain")
+    )
     return round(float(adjusted_rand_score(truth, found)), 3)
 
 
@@ -108,21 +113,24 @@ def main() -> None:
         for width, options in WIDTHS.items():
             tables, images = cohort(seed, **options)
             note(tables, seed=seed, width=width, network="none")
+            place = "histo_embeddings"
             for name, network in {"moments": moments, "drawn": drawn()}.items():
                 for patch_um in PATCH_UM:
                     cq.domains.image_embeddings(
                         tables, images, network, pixel_size_um=1, patch_um=patch_um, um_per_px=1, n_components=50
                     )
-                    whole = [table.obsm["histo_embeddings"] for table in tables]
+                    whole, about = [table.obsm[place] for table in tables], {"patch_um": patch_um}
                     # Components are nested: fewer of them are the first ones.
                     for n in sorted({min(n, whole[0].shape[1]) for n in COMPONENTS}):
-                        for weight in WEIGHTS if (patch_um, n) == (30.0, 2) else (1.0,):
+                        weights = WEIGHTS if (patch_um, n) == (30.0, 2) else (1.0,)
+                        for weight, known in itertools.product(weights, KNOWN):
                             for table, part in zip(tables, whole, strict=True):
-                                table.obsm["histo_embeddings"] = part[:, :n] * np.float32(weight)
-                            about = {"network": name, "patch_um": patch_um, "components": n, "weight": weight}
-                            note(tables, seed=seed, width=width, **about)
+                                table.obsm[place] = part[:, :n] * np.float32(weight)
+                                table.uns[f"{place}_about"] = about if known else {}
+                            said = {"network": name, "components": n, "weight": weight, "overlap_known": known}
+                            note(tables, seed=seed, width=width, **about, **said)
                 for table in tables:
-                    del table.obsm["histo_embeddings"]
+                    del table.obsm[place]
     given.output.write_text(json.dumps({"cellquilt": cq.__version__, "rows": rows}, indent=1) + "\n")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import spatialdata
+import tifffile
 from cellquilt.core.shapes import read_geoparquet
 from runner import ROOT, Nextflow
 from scipy.spatial import cKDTree
@@ -35,7 +36,9 @@ cq.spatial_neighbors(tables)
 model = cq.domains.Model.train(tables, n_domains=4)
 model.compute_representations(tables)
 model.assign_domains(tables, n_domains=4)
-pd.concat([table.obs[["domain", "domain_leaf"]].astype(str) for table in tables]).to_csv(sys.argv[1])
+model.domain_confidence(tables)
+columns = ["domain", "domain_leaf", "domain_confidence", "domain_stability"]
+pd.concat([table.obs[columns].astype({"domain": str, "domain_leaf": str}) for table in tables]).to_csv(sys.argv[1])
 """
 
 
@@ -103,11 +106,20 @@ def test_domains_are_those_of_the_model_in_memory(finished, tmp_path):
         plain.write_h5ad(paths[-1])
     subprocess.run([PYTHON, "-c", IN_MEMORY, tmp_path / "expected.csv", *paths], check=True, timeout=300)
     expected = pd.read_csv(tmp_path / "expected.csv", index_col=0, keep_default_na=False)
+    about = json.loads((folder / "results" / "cohort" / "domains" / "domains.json").read_text())
     for name, table in tables.items():
         files = pd.read_parquet(folder / "results" / "cohort" / "domains" / f"{name}.domains.parquet")
         assert files["cell_id"].tolist() == table.obs_names.tolist()
         for column in ("domain", "domain_leaf"):
             assert texts(table.obs[column]) == texts(files[column]) == expected.loc[table.obs_names, column].tolist()
+        for column in ("domain_confidence", "domain_stability"):
+            found = table.obs[column].to_numpy()
+            assert np.array_equal(found, files[column], equal_nan=True)
+            known = pd.to_numeric(expected.loc[table.obs_names, column]).to_numpy()
+            np.testing.assert_allclose(found, known, rtol=1e-6)
+        probable = table.obsm["domain_probabilities"]
+        assert list(probable.columns) == about["domains"]
+        assert np.array_equal(probable, np.stack(files["domain_probabilities"].to_list()), equal_nan=True)
         latents = np.nan_to_num(np.stack(files["niche_latent"].to_list()))
         assert np.array_equal(table.obsm["niche_latent"], latents)
         assert {"spatial_distances", "spatial_connectivities"} <= set(table.obsp)
@@ -202,6 +214,43 @@ def test_slides_are_published_where_domains_fail(finished, cohort):
     table = spatialdata.read_zarr(folder / "results" / "s1" / "s1.zarr").tables["table"]
     assert "domain" not in table.obs
     assert table.n_obs > 100
+
+
+#: A network of images, a module of the user's.
+NETWORK = """
+import torch
+
+def moments(x):
+    return torch.cat([x.mean((2, 3)), x.std((2, 3))], dim=1)
+"""
+
+
+def test_what_aligned_images_show_goes_into_domains(cohort, tmp_path):
+    """A slide without an image of its own and a table of cells, both with an H&E and where it lies."""
+    rng = np.random.default_rng(0)
+    for name in ("s1", "table"):
+        pixels = rng.integers(0, 256, (500, 500, 3), dtype=np.uint8)
+        tifffile.imwrite(tmp_path / f"{name} he.tif", pixels, photometric="rgb", tile=(128, 128), compression="zlib")
+    (tmp_path / "matrix.csv").write_text("4,0,-50\n0,4,-50\n0,0,1\n")
+    (tmp_path / "stains.py").write_text(NETWORK)
+    with (tmp_path / "sheet.csv").open("w", newline="") as file:
+        sheet = csv.writer(file)
+        sheet.writerow(["sample", "technology", "path", "xenium_image", "he_image", "he_matrix"])
+        sheet.writerow(["s1", "xenium", cohort / "sim/slide_0", "none", "s1 he.tif", "matrix.csv"])
+        sheet.writerow(["table", "anndata", cohort / "made elsewhere.h5ad", "", "table he.tif", "matrix.csv"])
+    run = Nextflow(tmp_path).pipeline(
+        "--input", "sheet.csv", *ARGUMENTS, "--domains_image_model", "stains:moments", "--domains_um_per_px", "4",
+        "--domains_image_components", "3", PYTHONPATH=str(tmp_path),
+    )  # fmt: skip
+    assert run.code == 0, run.out + run.err
+    domains = tmp_path / "results" / "cohort" / "domains"
+    about = json.loads((domains / "domains.json").read_text())
+    assert about["image"]["model"] == "stains:moments"
+    files = ["config.json", "image_pca.safetensors", "model.safetensors"]
+    assert sorted(entry.name for entry in (domains / "model").iterdir()) == files
+    table = anndata.read_h5ad(tmp_path / "results" / "table" / "table.h5ad")
+    assert table.obs["domain"].notna().mean() > 0.95
+    assert "domain" in spatialdata.read_zarr(tmp_path / "results" / "s1" / "s1.zarr").tables["table"].obs
 
 
 def test_stubs_draw_the_whole_graph(cohort, tmp_path):

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cellquilt.domains.images.pca import ImagePca
 
 IMAGE = "histo_embeddings"
+#: What is known of these, in `uns`.
+IMAGE_ABOUT = f"{IMAGE}_about"
 _STORE = "cellquilt_graph"
 
 
@@ -46,6 +48,8 @@ class SlideCells:
         Names of the rows.
     image
         (n_cells, size) float32 what an image shows around each cell, or None.
+    patch_um
+        Width of what is seen of the image around a cell, where that is known.
     target
         Total that the published recipe scales cells to, where it is that of a table of several slides.
     used
@@ -60,6 +64,7 @@ class SlideCells:
     xy_um: NDArray[np.float64]
     cells: list[str]
     image: NDArray[np.float32] | None = None
+    patch_um: float | None = None
     target: float | None = None
     used: NDArray[np.bool_] | None = field(default=None)
 
@@ -153,6 +158,7 @@ def slides_of_table(table: "AnnData", kind: str | None = None) -> list[SlideCell
                 xy_um=np.asarray(table.obsm["spatial"], dtype=np.float64)[slide.rows],
                 cells=[str(cell) for cell in table.obs_names[slide.rows]],
                 image=None if image is None else image[slide.rows],
+                patch_um=dict(table.uns.get(IMAGE_ABOUT, {})).get("patch_um"),
                 target=target,
             )
         )
@@ -189,6 +195,8 @@ def write_slide(slide: SlideCells, output: Path | str) -> Path:
         obsp={DISTANCES: slide.graph.to_csr()},
         uns={_STORE: {"slide": slide.name, "kind": slide.kind}},
     )
+    if slide.patch_um is not None:
+        table.uns[_STORE]["patch_um"] = slide.patch_um
     if slide.image is not None:
         table.obsm[IMAGE] = slide.image
     if slide.used is not None:
@@ -225,11 +233,13 @@ def read_slide(path: Path | str, pca: "ImagePca | None" = None) -> SlideCells:
             "graph-store-invalid", f"{path} is no graph store: {error}", "write it again with cellquilt domains prepare"
         ) from error
     image: Any = np.asarray(table.obsm[IMAGE]) if IMAGE in table.obsm else None
+    patch_um = about.get("patch_um")
     if pca is not None:
         from cellquilt.domains.images.features import FeatureFile
 
         features = FeatureFile.find(Path(path))
-        image = image if features is None else features.embeddings(pca)
+        if features is not None:
+            image, patch_um = features.embeddings(pca), pca.about.get("patch_um")
     return SlideCells(
         name=str(about["slide"]),
         graph=graph,
@@ -239,5 +249,6 @@ def read_slide(path: Path | str, pca: "ImagePca | None" = None) -> SlideCells:
         xy_um=np.asarray(table.obsm["spatial"]),
         cells=list(table.obs_names),
         image=image,
+        patch_um=None if patch_um is None else float(patch_um),
         used=np.asarray(table.var["highly_variable"]) if "highly_variable" in table.var else None,
     )

@@ -46,7 +46,7 @@ from cellquilt.domains.results import (
     read_cells,
     sorted_by_name,
 )
-from cellquilt.domains.slides import IMAGE, SlideCells, Slides, read_slide, slides_of_table, write_slide
+from cellquilt.domains.slides import IMAGE, IMAGE_ABOUT, SlideCells, Slides, read_slide, slides_of_table, write_slide
 from cellquilt.domains.tables import ABOUT, matrices_of, spatial_neighbors
 from cellquilt.readers.he_image import open_he_image
 
@@ -137,7 +137,7 @@ def prepare_slide(
     record.facts |= {"n_cells": len(cells), "n_genes": len(cells.genes), "kind": cells.kind}
     with atomic_path(output, overwrite=overwrite) as aside:
         if settings["domains_image_model"]:
-            cells = replace(cells, image=None)  # of the network that is asked for, and no other
+            cells = replace(cells, image=None, patch_um=None)  # of the network that is asked for, and no other
         write_slide(cells, aside)
         if settings["domains_image_model"]:
             from cellquilt.domains.images.features import write_features
@@ -166,6 +166,7 @@ def _slide_of(path: Path, name: str, settings: Settings) -> tuple[SlideCells, di
     found = anndata.AnnData(
         matrix, obs=pd.DataFrame(index=table.obs_names), var=pd.DataFrame(index=pd.Index(genes, dtype=str)),
         obsm={key: table.obsm[key] for key in ("spatial", IMAGE) if key in table.obsm},
+        uns={key: table.uns[key] for key in (IMAGE_ABOUT,) if key in table.uns},
     )  # fmt: skip
     # Our own tables are in µm, whatever the unit of others.
     scale = 1.0 if _is_own(path) else settings["domains_scale_to_um"]

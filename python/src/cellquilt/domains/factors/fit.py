@@ -4,12 +4,13 @@ Slides are read one after the other, three times; of each a sample of cells is k
 what the slides hold.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, diags, identity
 
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import LOG
@@ -19,7 +20,8 @@ from cellquilt.domains.factors.encoder import FactorEncoder, check_kind
 from cellquilt.domains.factors.sensitivity import Own, Scale, States, compared, sums
 from cellquilt.domains.factors.smoothing import place_mean, squared_steps
 from cellquilt.domains.neighbourhoods import Hops, at
-from cellquilt.domains.slides import Slides
+from cellquilt.domains.slides import SlideCells, Slides
+from cellquilt.geometry.polygons import ranges
 
 _N_FACTORS, _N_STATES, _N_PROTOTYPES = 30, 30, 512
 #: Genes that a factor should have at least.
@@ -40,6 +42,10 @@ _LEAST_SHARED = 0.02
 _ALIKE = 1.0
 _STEPS = 4
 _MIN_CELLS = 50
+#: Places by which it is judged how much patches of an image have in common, and the most that is believed.
+_OVERLAPS, _MOST_TOGETHER = 500, 0.95
+#: Pairs of places that are looked at together.
+_MOST_OVERLAPS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -299,8 +305,12 @@ def _directions(
     is of the place. The directions are those of ``B w = λ S w`` with the largest λ, in units in which what is not
     shared has variance 1 (maximum autocorrelation factors, Switzer and Green 1984; with domains as classes, Fisher's
     linear discriminants without labels).
+
+    Patches of an image that overlap share pixels, and what these show by chance is neither of the place nor lost in
+    means over neighbours: see `_overlap`.
     """
-    n = encoder.centre.size
+    n, n_image = encoder.centre.size, encoder.image_mean.size
+    together, kept = 0.0, 0.0
     square, shared, total = np.zeros((n, n)), np.zeros((n, n)), np.zeros(n)
     n_cells, n_pairs = 0, 0
     for slide in slides:
@@ -311,15 +321,24 @@ def _directions(
         centred = np.where(used[:, None], features - mean, 0)
         square += centred.T @ centred
         n_cells += int(used.sum())
-        for hops in _APART:
-            pairs = at(slide.graph, hops)
+        apart = [at(slide.graph, hops) for hops in _APART]
+        for pairs in apart:
             shared += centred.T @ _summed(pairs, centred)
             n_pairs += pairs.indices.size
+        if n_image:
+            seen, left = _overlap(slide, apart)
+            together += seen * sum(pairs.indices.size for pairs in apart)
+            kept += left * int(used.sum())
     if n_pairs == 0:
         raise CellquiltError("graph-empty", "no two cells are 2 hops apart", "use a larger radius")
     square, shared = square / max(n_cells, 1), shared / n_pairs
     shared = (shared + shared.T) / 2
     single = square - shared
+    if n_image:
+        of_image = slice(n - n_image, n)
+        alone = single[of_image, of_image] / (1 - min(together / n_pairs, _MOST_TOGETHER))
+        shared[of_image, of_image] = square[of_image, of_image] - alone
+        single[of_image, of_image] = alone * max(kept / max(n_cells, 1), 1.0)
     single += 1e-2 * np.trace(single) / n * np.eye(n)
     values, vectors = np.linalg.eigh(single)
     whitened = vectors / np.sqrt(np.maximum(values, 1e-9))
@@ -328,6 +347,44 @@ def _directions(
     directions = directions * np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(n)])
     kept = max(2, int((part > _LEAST_SHARED).sum()))
     return total / max(n_cells, 1), directions[:, :kept], part[:kept] / (1 + part[:kept])
+
+
+def _overlap(slide: SlideCells, apart: Sequence[Hops]) -> tuple[float, float]:
+    """How much patches of an image have in common.
+
+    Returns
+    -------
+    seen, left
+        Part of a patch that cells some hops apart share, on average; and how many times the variance of the mean over
+        a place is what it were if patches had nothing in common.
+    """
+    if slide.patch_um is None:
+        return 0.0, 1.0
+    rows = np.arange(0, len(slide), max(1, len(slide) // _OVERLAPS))
+
+    def common(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
+        far = np.abs(slide.xy_um[a] - slide.xy_um[b]) / slide.patch_um
+        return np.maximum(1 - far, 0).prod(axis=-1)  # type: ignore[no-any-return]
+
+    parts = []
+    for pairs in apart:
+        first, last = pairs.indptr[rows], pairs.indptr[rows + 1]
+        parts.append(common(np.repeat(rows, last - first), pairs.indices[ranges(first, last)].astype(np.int64)))
+    together = np.concatenate(parts)
+    seen = float(together.mean()) if together.size else 0.0
+    connected = slide.graph.to_csr()
+    connected.data = np.ones_like(connected.data)
+    mean = diags(1 / (slide.graph.degree + 1)) @ (connected + identity(len(slide), format="csr"))
+    place = (mean[rows] @ mean).tocsr()
+    # The weights of each place in a row of its own, filled up with 0; of few places where they are large.
+    most = int(np.diff(place.indptr).max(initial=1))
+    place = place[: max(1, _MOST_OVERLAPS // most**2)]
+    weight, cell = np.zeros((place.shape[0], most)), np.zeros((place.shape[0], most), dtype=np.int64)
+    line = np.repeat(np.arange(place.shape[0]), np.diff(place.indptr))
+    position = np.arange(line.size) - place.indptr[line]
+    weight[line, position], cell[line, position] = place.data, place.indices
+    shared = np.einsum("ij,ik,ijk->i", weight, weight, common(cell[:, :, None], cell[:, None, :]))
+    return seen, float((shared / (weight**2).sum(axis=1)).mean())
 
 
 def _summed(pairs: Hops, x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -52,14 +52,14 @@ def image_embeddings(
     coordinate_system: str = MICRONS,
     slide_key: str | None = None,
     channels: Sequence[int] | None = None,
-    patch_um: float = 56.0,
+    patch_um: float = 30.0,
     um_per_px: float = 0.5,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     weights: Path | str | None = None,
     batch_size: int = 64,
     device: str = "auto",
-    n_components: int = 50,
+    n_components: int = 10,
     pca: ImagePca | None = None,
     memory_mb: int = 1500,
     threads: int = 1,
@@ -74,7 +74,8 @@ def image_embeddings(
     Parameters
     ----------
     adata
-        One or several tables with ``obsm["spatial"]`` in µm. They get ``obsm[key_added]``, (n_cells, size) float32.
+        One or several tables with ``obsm["spatial"]`` in µm. They get ``obsm[key_added]``, (n_cells, size) float32, and
+        ``uns["{key_added}_about"]``, the width of the patches.
     image
         The image, or a list with one for each table; with `slide_key` a mapping from slides to images. An array
         (channels, height, width) of numpy, dask or zarr, a SpatialData image element or its folder, or a `SlideImage`.
@@ -170,6 +171,7 @@ def image_embeddings(
             LOG.info("%s: %d cells, %d numbers each of the image", slide.name, slide.rows.size, pca.size)
     for table, embeddings in zip(tables, found, strict=True):
         table.obsm[key_added] = embeddings
+        table.uns[f"{key_added}_about"] = {"patch_um": cut.patch_um}
     return pca
 
 
