@@ -116,7 +116,8 @@ def _parts(element: Path) -> list[Path]:
         return [folder]
     parts = sorted(folder.glob("*.parquet"), key=lambda path: (len(path.name), path.name))
     if not parts:
-        raise CellquiltError("points-unreadable", f"{element} has no points.parquet", "make the store anew")
+        hint = "make the store anew; after --cleanup start without -resume"
+        raise CellquiltError("points-unreadable", f"{element} has no points.parquet", hint)
     return parts
 
 

@@ -256,7 +256,7 @@ class Bundle:
             raise CellquiltError(
                 "bundle-unreadable",
                 f"{self.path}: pixels of patch {patch.index} cannot be read: {error}",
-                "make the bundles anew with `cellquilt patchify image`",
+                "make the bundles anew with `cellquilt patchify image`; after --cleanup start without -resume",
             ) from error
 
     def __iter__(self) -> Iterator[PatchPixels]:

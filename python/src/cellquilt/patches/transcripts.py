@@ -196,7 +196,7 @@ class TranscriptBundle:
             raise CellquiltError(
                 "bundle-unreadable",
                 f"{self.path}: transcripts of patch {record['index']} cannot be read: {error}",
-                "make the bundles anew with `cellquilt patchify transcripts`",
+                "make the bundles anew with `cellquilt patchify transcripts`; after --cleanup start without -resume",
             ) from error
 
     def __iter__(self) -> Iterator[TranscriptPatch]:

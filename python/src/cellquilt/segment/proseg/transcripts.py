@@ -132,7 +132,7 @@ def _refuse_not_finite(
         raise CellquiltError(
             "transcripts-not-finite",
             f"{int(wrong.sum())} transcripts have no finite position, the first is transcript_id {which}",
-            "make the bundles anew with `cellquilt patchify transcripts`",
+            "make the bundles anew with `cellquilt patchify transcripts`; after --cleanup start without -resume",
         )
 
 
