@@ -16,6 +16,7 @@ from cellquilt.domains.checkpoint import checksum
 from cellquilt.readers.base import describe_file
 from cellquilt.report import remake
 from cellquilt.report.stage import annotate_sample
+from leaks import leaks
 
 KINDS = {"a": "a.h5ad", "b": "b.zarr", "c": "c.zarr"}
 
@@ -71,6 +72,13 @@ def test_it_says_what_it_was_made_of_and_how(cohort, tmp_path, name):
     else:
         found = anndata.read_h5ad(copy) if name == "a" else anndata.read_zarr(copy)
         assert "domain" in found.obs
+
+
+def test_no_folder_of_this_machine_is_in_what_is_published(cohort, tmp_path):
+    for name, file in KINDS.items():
+        annotated(cohort, name, tmp_path / "out" / file)
+    for folder in (tmp_path / "out", cohort / "domains"):
+        assert leaks(folder, "/home/", "pytest-of") == []
 
 
 @pytest.mark.parametrize("name", KINDS)

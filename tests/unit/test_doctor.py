@@ -20,6 +20,7 @@ def programs(tmp_path, monkeypatch):
     folder = tmp_path / "programs"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{tmp_path / 'base'}")
+    monkeypatch.setenv("CELLQUILT_CACHE", str(tmp_path / "nothing"))
     (tmp_path / "base").mkdir()
     for name in ("sh", "sleep", "df"):
         real = next(Path(place) / name for place in ("/bin", "/usr/bin") if (Path(place) / name).exists())
@@ -103,12 +104,42 @@ def test_programs_that_are_there_and_do_not_work_are_warnings(programs, clone):
         assert found[name].hint, name
 
 
-def test_gpus_and_images_are_listed(programs, clone):
+def test_gpus_are_listed(programs, clone):
     programs("nvidia-smi", "echo 'NVIDIA L4, 23034 MiB, 550.54'; echo 'NVIDIA L4, 23034 MiB, 550.54'")
-    programs("podman", 'case "$1" in images) echo cellquilt/core:0.1.0; echo debian:12;; *) echo podman 5.0.1;; esac')
+    assert checks(clone)["gpu"].found == "NVIDIA L4, 23034 MiB, 550.54; NVIDIA L4, 23034 MiB, 550.54"
+
+
+def test_images_are_tried_by_running_what_is_in_them(programs, clone, tmp_path, monkeypatch):
+    monkeypatch.setenv("CELLQUILT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "containers").mkdir(parents=True)
+    (tmp_path / "cache" / "containers" / "storage.conf").write_text("")
+    programs(
+        "podman",
+        """case "$1$CONTAINERS_STORAGE_CONF" in
+        info*) echo fine;;
+        images) echo registry.example.org/x/cellquilt-core:0.1.0; echo debian:12; echo cellquilt-proseg:3;;
+        images*) echo localhost/cellquilt-cellpose:0.1.0;;
+        run*) case "$*" in
+            *--network=none*--entrypoint=cellquilt*-core:*--version) echo cellquilt, version 0.1.0;;
+            *--entrypoint=cellquilt*localhost/cellquilt-cellpose:*) echo 0.1.0;;
+            *--entrypoint=proseg*) echo exec format error; exit 126;;
+            esac;;
+        --version*) echo podman version 5.0.1;;
+        esac""",
+    )
     found = checks(clone)
-    assert found["gpu"].found == "NVIDIA L4, 23034 MiB, 550.54; NVIDIA L4, 23034 MiB, 550.54"
-    assert found["podman images"].found == "cellquilt/core:0.1.0"
+    assert found["podman"].found.startswith("5.0.1 at ")
+    core = "registry.example.org/x/cellquilt-core:0.1.0"
+    assert found[core] == doctor.Check("stage", core, "ok", "image with cellquilt 0.1.0", "", "core")
+    assert found["localhost/cellquilt-cellpose:0.1.0"].requirement == "cellpose3"
+    assert found["cellquilt-proseg:3"].status == "warning"
+    assert "exec format error" in found["cellquilt-proseg:3"].found
+    assert "debian:12" not in found
+    # A stage may be in its image alone; a program that works in neither is missing.
+    assert found["cellpose3"].status == "missing"
+    doctor.require(found.values(), ["cellpose3", "core"])
+    with pytest.raises(CellquiltError, match="proseg"):
+        doctor.require(found.values(), ["proseg"])
 
 
 def test_a_program_that_hangs_is_stopped_with_what_it_started(programs, clone, monkeypatch):
@@ -231,7 +262,13 @@ def test_umask_and_the_cache_of_kernels(tmp_path, monkeypatch):
     assert (user.status, user.found) == ("warning", f"uid {os.getuid()}, umask 077")
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache" / "below"))
     assert doctor._numba_cache(doctor.PACKAGE).status == "ok"
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "x.nbc").write_bytes(b"")
     monkeypatch.setattr(os, "access", lambda *_: False)
+    with monkeypatch.context() as image:
+        image.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+        image.setenv("NUMBA_CACHE_LOCATOR_CLASSES", "kernels.Ours")
+        assert doctor._numba_cache(doctor.PACKAGE).status == "ok"
     assert doctor._numba_cache(doctor.PACKAGE).status == "warning"
 
 

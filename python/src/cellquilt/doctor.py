@@ -33,7 +33,7 @@ _OLDEST_NEXTFLOW = (24, 10)
 _QUICK, _SLOW = 10.0, 60.0
 _SAID = 50_000  # bytes of an answer that are read
 
-#: Executable → (profile that needs it, arguments that make it say its version).
+#: Executable → (profile that it belongs to, arguments that make it say its version).
 _EXECUTORS = {
     "sbatch": ("slurm", ["--version"]),
     "bsub": ("lsf", ["-V"]),
@@ -43,6 +43,8 @@ _EXECUTORS = {
     "gcloud": ("googlebatch", ["--version"]),
     "az": ("azurebatch", ["version"]),
 }
+#: Clouds, whose services Nextflow asks itself.
+_NOT_NEEDED = ("kubectl", "aws", "gcloud", "az")
 #: Container engine → arguments that show that it works.
 _CONTAINERS = {"docker": ["info"], "podman": ["info"], "apptainer": ["version"], "singularity": ["version"]}
 #: Stage → packages that its environment needs; a "|" between names of which one is enough.
@@ -55,10 +57,14 @@ _STAGES = {
 }
 _GENERATION = {"cellpose3": "3.", "cellpose4": "4."}
 _WITH_TORCH = ("cellpose3", "cellpose4", "domains")
+#: Stages that are programs of others.
+_PROGRAMS = ("proseg", "baysor")
+#: Image → stage, where they are called otherwise.
+_IMAGES = {"cellpose": "cellpose3"}
 #: Names that `require` knows beside those of the checks.
 _SYNONYMS = {"cellpose": "cellpose3"}
 #: What can be required.
-REQUIREMENTS = (*_STAGES, "proseg", "baysor", "nextflow", "java", "gpu", *_CONTAINERS, *_EXECUTORS)
+REQUIREMENTS = (*_STAGES, *_PROGRAMS, "nextflow", "java", "gpu", *_CONTAINERS, *_EXECUTORS)
 
 _PACKAGES_OF = """
 import importlib.metadata, json, platform, sys
@@ -167,6 +173,12 @@ def _ask(command: Sequence[str | Path], seconds: float = _QUICK, **environment: 
 # --- the checks
 
 
+def cache_folder() -> Path:
+    """Where `make setup` and `make images` keep what they make once for all clones."""
+    given = os.environ.get("CELLQUILT_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cellquilt"
+
+
 def _package() -> list[Check]:
     clone = "" if (ROOT / "nextflow.config").is_file() else ", installed without the pipeline"
     return [
@@ -210,6 +222,8 @@ def _java(own: Path | None) -> list[Check]:
 def _executor(name: str) -> list[Check]:
     profile, arguments = _EXECUTORS[name]
     hint = f"needed for -profile {profile} only"
+    if name in _NOT_NEEDED:
+        hint = f"Nextflow needs none; it is of use to look after jobs of -profile {profile}"
     found = shutil.which(name)
     if not found:
         return [Check("executor", name, "missing", "not on PATH", hint, name)]
@@ -234,14 +248,38 @@ def _container(name: str) -> list[Check]:
 
 
 def _images(name: str, engine: str) -> list[Check]:
-    """Images of cellquilt that are here already."""
+    """Images of the stages that are here already, each tried by running its program."""
     if name not in ("docker", "podman"):
         return []
-    answer = _ask([engine, "images", "--format", "{{.Repository}}:{{.Tag}}"])
-    images = sorted({line.strip() for line in answer.said.splitlines() if "cellquilt" in line})
-    if answer.code != 0 or not images:
-        return []
-    return [Check("container", f"{name} images", "ok", ", ".join(images))]
+    # `make images` has a store of its own for podman.
+    own = cache_folder() / "containers"
+    stores: list[dict[str, str]] = [{}]
+    if name == "podman" and (own / "storage.conf").is_file():
+        stores.append(
+            {
+                "CONTAINERS_STORAGE_CONF": str(own / "storage.conf"),
+                "CONTAINERS_CONF": str(own / "containers.conf"),
+            }
+        )
+    checks: dict[str, Check] = {}
+    for store in stores:
+        answer = _ask([engine, "images", "--format", "{{.Repository}}:{{.Tag}}"], **store)
+        for image in sorted(set(answer.said.split())) if answer.code == 0 else []:
+            found = re.fullmatch(r"(?:\S*/)?cellquilt-(\w+):\S+", image)
+            stage = _IMAGES.get(found[1], found[1]) if found else ""
+            if stage in (*_STAGES, *_PROGRAMS):
+                checks.setdefault(image, _image(stage, image, [engine], store))
+    return list(checks.values())
+
+
+def _image(stage: str, image: str, engine: list[str], store: Mapping[str, str]) -> Check:
+    program = stage if stage in _PROGRAMS else "cellquilt"
+    command = [*engine, "run", "--rm", "--network=none", f"--entrypoint={program}", image, "--version"]
+    answer = _ask(command, _SLOW, **store)
+    if answer.code != 0:
+        why = f"{program} in it does not work: {answer.last}"
+        return Check("stage", image, "warning", why, "build or pull it again", stage)
+    return Check("stage", image, "ok", f"image with {program} {answer.version}", requirement=stage)
 
 
 def _gpu() -> list[Check]:
@@ -307,7 +345,9 @@ def _proseg(root: Path) -> list[Check]:
     from cellquilt.segment.executable import find_executable
     from cellquilt.segment.proseg.command import INSTALL, NEXT, OLDEST
 
-    found = find_executable("", None, "proseg", [root / ".venv/proseg/bin", Path.home() / ".cargo" / "bin"])
+    built = sorted(cache_folder().glob("proseg-3*/bin"), reverse=True)
+    places = [root / ".venv/proseg/bin", Path.home() / ".cargo" / "bin", *built]
+    found = find_executable("", None, "proseg", places)
     if found is None:
         return [Check("stage", "proseg", "missing", "not on PATH", INSTALL, "proseg")]
     answer = _ask([found, "--version"])
@@ -419,6 +459,8 @@ def _umask() -> int:
 def _numba_cache(package: Path) -> Check:
     """Whether compiled kernels can be kept: beside the sources, or where the user says."""
     given = os.environ.get("NUMBA_CACHE_DIR")
+    if given and os.environ.get("NUMBA_CACHE_LOCATOR_CLASSES") and any(Path(given).rglob("*.nbc")):
+        return Check("machine", "numba cache", "ok", f"kernels came compiled in {given}")
     beside = package / "core" / "__pycache__"
     place = Path(given) if given else beside if beside.is_dir() else beside.parent
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -530,8 +572,13 @@ def require(checks: Iterable[Check], names: Iterable[str]) -> None:
         ``requirement-missing`` naming each.
     """
     rows = list(checks)
-    wanted = known_requirements(names)
-    bad = [check for name in wanted for check in rows if check.requirement == name and check.status != "ok"]
+    bad: list[Check] = []
+    for name in known_requirements(names):
+        mine = [check for check in rows if check.requirement == name]
+        # A stage runs in its environment or in its image; all else must work.
+        places = [check for check in mine if check.group == "stage"]
+        works = any(check.status == "ok" for check in places)
+        bad += [check for check in mine if check.status != "ok" and not (works and check in places)]
     if bad:
         said = "; ".join(f"{check.name}: {check.found}" for check in bad)
         hints = list(dict.fromkeys(check.hint for check in bad if check.hint))
