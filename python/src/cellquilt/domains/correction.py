@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cellquilt.core.errors import CellquiltError, did_you_mean
+from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import LOG
+from cellquilt.domains.analysis.slides import require_column
 from cellquilt.domains.model import DOMAIN, LATENT
 from cellquilt.domains.tables import tables_of
 
@@ -54,9 +55,7 @@ def batch_effect_correction(
         if LATENT not in table.obsm:
             raise CellquiltError("latents-missing", f'obsm has no "{LATENT}"', "run compute_representations first")
         for key in (batch_key, domain_key, *([condition_key] if condition_key else [])):
-            if key not in table.obs:
-                columns = [str(name) for name in table.obs.columns]
-                raise CellquiltError("column-unknown", f'obs has no column "{key}"', did_you_mean(key, columns))
+            require_column(table, key, "column-unknown")
     latents = np.concatenate([np.asarray(table.obsm[LATENT], dtype=np.float64) for table in tables])
     batch, domain = (_codes(tables, key) for key in (batch_key, domain_key))
     condition = _codes(tables, condition_key) if condition_key else np.zeros(len(batch), dtype=np.int64)

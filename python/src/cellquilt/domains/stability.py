@@ -250,13 +250,13 @@ class Judge:
         n_domains
             How many there are in all slides.
         """
-        codes = np.asarray(codes, dtype=np.int64)
-        valid = codes >= 0
+        labels: NDArray[np.int64] = np.asarray(codes, dtype=np.int64)
+        valid = labels >= 0
         probable = np.full((len(latents), n_domains), np.nan, dtype=np.float32)
         own, stable = (np.full(len(latents), np.nan, dtype=np.float32) for _ in range(2))
         if valid.any():
             found = domain_probabilities(self.prototypes, self.domain, latents[valid])
             probable[valid, : found.shape[1]], probable[valid, found.shape[1] :] = found, 0.0
-            own[valid] = probable[valid, codes[valid]]
-            stable[valid] = self.again.same(latents[valid], codes[valid])
+            own[valid] = probable[valid, labels[valid]]
+            stable[valid] = self.again.same(latents[valid], labels[valid])
         return Confidence(probable, own, stable)
