@@ -72,8 +72,8 @@ def _inside(name: str, data: bytes) -> Iterator[tuple[str, bytes]]:
             )
         yield f"{name} items", b"\n".join(found)
     elif b"<html" in data[:2000].lower():
-        for number, found in enumerate(re.findall(rb"base64,([A-Za-z0-9+/=]+)", data)):
-            picture = base64.b64decode(found)
+        for number, found in enumerate(re.findall(rb"base64,((?:[A-Za-z0-9+/]{4})+[A-Za-z0-9+/]{0,3}=*)", data)):
+            picture = base64.b64decode(found[: len(found) // 4 * 4])
             yield f"{name} picture {number}", picture
             yield from _inside(f"{name} picture {number}", picture)
 

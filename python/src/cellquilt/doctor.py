@@ -141,7 +141,9 @@ class _Answer(NamedTuple):
         return json.loads(line.removeprefix("FOUND"))
 
 
-def _ask(command: Sequence[str | Path], seconds: float = _QUICK, **environment: str) -> _Answer:
+def _ask(
+    command: Sequence[str | Path], seconds: float = _QUICK, environment: Mapping[str, str] | None = None
+) -> _Answer:
     """Run a program to its end or its time limit.
 
     What it says goes to a file: a grandchild that holds a pipe open would keep us waiting.
@@ -154,7 +156,7 @@ def _ask(command: Sequence[str | Path], seconds: float = _QUICK, **environment: 
                 stdout=said,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "NXF_ANSI_LOG": "false", **environment},
+                env={**os.environ, "NXF_ANSI_LOG": "false", **(environment or {})},
             )
         except OSError as error:
             return _Answer(None, error.strerror or str(error))
@@ -263,7 +265,7 @@ def _images(name: str, engine: str) -> list[Check]:
         )
     checks: dict[str, Check] = {}
     for store in stores:
-        answer = _ask([engine, "images", "--format", "{{.Repository}}:{{.Tag}}"], **store)
+        answer = _ask([engine, "images", "--format", "{{.Repository}}:{{.Tag}}"], environment=store)
         for image in sorted(set(answer.said.split())) if answer.code == 0 else []:
             found = re.fullmatch(r"(?:\S*/)?cellquilt-(\w+):\S+", image)
             stage = _IMAGES.get(found[1], found[1]) if found else ""
@@ -275,7 +277,7 @@ def _images(name: str, engine: str) -> list[Check]:
 def _image(stage: str, image: str, engine: list[str], store: Mapping[str, str]) -> Check:
     program = stage if stage in _PROGRAMS else "cellquilt"
     command = [*engine, "run", "--rm", "--network=none", f"--entrypoint={program}", image, "--version"]
-    answer = _ask(command, _SLOW, **store)
+    answer = _ask(command, _SLOW, store)
     if answer.code != 0:
         why = f"{program} in it does not work: {answer.last}"
         return Check("stage", image, "warning", why, "build or pull it again", stage)
@@ -310,7 +312,7 @@ def _stage(stage: str, root: Path, seconds: float) -> list[Check]:
     if not here and not os.access(python, os.X_OK):
         return [Check("stage", stage, "missing", f"{python} cannot be run", hint, stage)]
     wanted = [name for names in _STAGES[stage] for name in names.split("|")]
-    answer = _ask([python, "-c", _PACKAGES_OF, *wanted], seconds, PYTHONNOUSERSITE="1")
+    answer = _ask([python, "-c", _PACKAGES_OF, *wanted], seconds, {"PYTHONNOUSERSITE": "1"})
     if answer.code != 0:
         return [Check("stage", stage, "missing", f"{python} does not work: {answer.last}", hint, stage)]
     versions = answer.data()
@@ -333,7 +335,7 @@ def _torch(stage: str, root: Path, seconds: float) -> list[Check]:
     python = root / ".venv" / stage / "bin" / "python"
     if not python.exists():
         return []
-    answer = _ask([python, "-c", _TORCH], seconds, PYTHONNOUSERSITE="1")
+    answer = _ask([python, "-c", _TORCH], seconds, {"PYTHONNOUSERSITE": "1"})
     if answer.code != 0:
         return [Check("gpu", f"torch in {stage}", "warning", f"cannot be loaded: {answer.last}")]
     said = answer.data()
