@@ -28,9 +28,16 @@ from cellquilt.costs.table import TABLE
 from scipy.optimize import nnls
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "resources.md"
+PAGE_HEAD = (
+    "| process | MB | streamed: MB a million | held: MB a million | s | s a million | measured |\n"
+    "|---|---|---|---|---|---|---|\n"
+)
 #: What the pipeline asks for over what was measured.
 MEMORY_SAFETY, TIME_SAFETY = 1.5, 5.0
 DEFAULT_MB = 1500
+#: Sweeps of proseg here, of either kind, and as many as there are by default: its time grows with them.
+SWEEPS, FULL_SWEEPS = 20, 200
 LIMITS = {"least_mb": 768, "most_mb": 128 << 10, "least_minutes": 60, "most_minutes": 7 * 24 * 60}
 
 
@@ -60,7 +67,7 @@ MODELS = {
     "SEGMENT_GENERIC": Model((), ("patch_pixels",), ("pixels",)),
     "SEGMENT_CELLPOSE": Model((), ("patch_pixels",), ("pixels",)),
     "SEGMENT_STARDIST": Model((), ("patch_pixels",), ("pixels",)),
-    "RESOLVE": Model((), ("bytes",), ("bytes",)),
+    "RESOLVE": Model((), ("bytes", "cells"), ("bytes", "cells")),
     "PATCHIFY_TRANSCRIPTS": Model(("transcripts",), ("cells",), ("transcripts", "cells")),
     "SEGMENT_PROSEG": Model((), ("patch_transcripts",), ("transcripts",)),
     "RESOLVE_TRANSCRIPTS": Model(("transcripts",), ("bytes",), ("transcripts", "bytes")),
@@ -168,8 +175,10 @@ class Bench:
         if script not in ("samples", "domains_report"):
             command += ["--settings", json.dumps(settings)]
         sizes = size_of(inputs)
-        found = run(command, self.scratch / f"{self.slide}.{process}.log")
-        self.runs.setdefault(process, []).append({"slide": self.slide, "sizes": sizes, **found})
+        found = run(command, self.scratch / f"{self.slide}.{process or script}.log")
+        found["cpu_s"] *= FULL_SWEEPS / SWEEPS if process == "SEGMENT_PROSEG" else 1
+        if process:
+            self.runs.setdefault(process, []).append({"slide": self.slide, "sizes": sizes, **found})
         print(f"{self.slide:<14} {process:<22} {found['peak_mb']:8.0f} MB {found['cpu_s']:8.1f} s  {sizes}", flush=True)
 
 
@@ -185,7 +194,9 @@ def simulate(folder: Path, pixels: int) -> Path:
     return folder / "slide_0"
 
 
-def image_slide(bench: Bench, pixels: int, transcripts: bool, engines: bool) -> Path | None:
+def image_slide(
+    bench: Bench, pixels: int, *, transcripts: bool = True, engines: bool = True, sweeps: int = 0
+) -> Path | None:
     """All tasks of a slide with an image; the table's delta store."""
     bench.slide = f"{pixels}px" + ("" if transcripts else "-image")
     source, work = bench.scratch / f"sim{pixels}" / "slide_0", bench.scratch / bench.slide
@@ -257,9 +268,7 @@ def image_slide(bench: Bench, pixels: int, transcripts: bool, engines: bool) -> 
         preview=3,
         **generic,
     )
-    bench.task(
-        "SAMPLES", "samples", qc, "--samples", "s", "--output", work / "s.tsv", "--versions", work / "v.yml", inputs=[]
-    )
+    bench.task("SAMPLES", "samples", qc, "--samples", "s", "--output", work / "s.tsv", inputs=[])
     if not transcripts:
         return None
     bench.task("EXPORT", "export", store, "--output", work / "exports", inputs=[store], export="vpt,qupath")
@@ -292,7 +301,7 @@ def image_slide(bench: Bench, pixels: int, transcripts: bool, engines: bool) -> 
                 inputs=[bundle],
                 stage=stage,
             )
-    molecules(bench, raw, part["cells"], work)
+    molecules(bench, raw, part["cells"], work, sweeps)
     other = work / "s.molecules_table.zarr"
     bench.task(
         "AGGREGATE",
@@ -324,52 +333,44 @@ def image_slide(bench: Bench, pixels: int, transcripts: bool, engines: bool) -> 
     return part["table"]
 
 
-def molecules(bench: Bench, raw: Path, prior: Path, work: Path) -> None:
-    """Proseg from the cells of the image."""
-    settings = {"segmentation": "cellpose,proseg", "proseg_burnin_samples": 20, "proseg_samples": 20}
+def molecules(bench: Bench, raw: Path, prior: Path, work: Path, sweeps: int) -> None:
+    """Proseg from the cells of the image. Its time grows with its sweeps; only full ones count for it."""
+    settings = {"segmentation": "cellpose,proseg", "proseg_burnin_samples": sweeps, "proseg_samples": sweeps}
     bundles = work / "molecule_bundles"
     bench.task(
-        "PATCHIFY_TRANSCRIPTS",
-        "patchify_transcripts",
-        raw,
-        "--method",
-        "proseg",
-        "--cells",
-        prior,
-        "--bundles",
-        bundles,
-        "--output",
-        work / "s.transcript_patches.zarr",
-        inputs=[raw, prior],
-        **settings,
-    )
+        "PATCHIFY_TRANSCRIPTS", "patchify_transcripts", raw, "--method", "proseg", "--cells", prior,
+        "--bundles", bundles, "--output", work / "s.transcript_patches.zarr", inputs=[raw, prior], **settings,
+    )  # fmt: skip
     results = []
     for bundle in sorted(bundles.iterdir()):
         results.append(work / f"{bundle.stem}.result")
         bench.task(
-            "SEGMENT_PROSEG",
-            "segment",
-            "proseg",
-            bundle,
-            "--output",
-            results[-1],
-            "--threads",
-            "1",
-            inputs=[bundle],
-            **settings,
-        )
+            "SEGMENT_PROSEG" if sweeps == SWEEPS else "", "segment", "proseg", bundle, "--output", results[-1],
+            "--threads", "1", inputs=[bundle], **settings,
+        )  # fmt: skip
     bench.task(
-        "RESOLVE_TRANSCRIPTS",
-        "resolve",
-        raw,
-        *results,
-        "--prior",
-        prior,
-        "--output",
-        work / "s.molecules.zarr",
-        inputs=[raw, prior, *results],
-        **settings,
+        "RESOLVE_TRANSCRIPTS", "resolve", raw, *results, "--prior", prior, "--output", work / "s.molecules.zarr",
+        inputs=[raw, prior, *results], **settings,
+    )  # fmt: skip
+
+
+def xenium_slide(bench: Bench, pixels: int) -> None:
+    """A machine's folder with outlines, and its own cells taken as they are."""
+    bench.slide = f"{pixels}px-xenium"
+    source, work = bench.scratch / f"xenium{pixels}", bench.scratch / bench.slide
+    program = "from cellquilt.simulate import simulate; import sys; simulate(sys.argv[1], width_px=int(sys.argv[2]), "
+    program += "format='xenium')"
+    python = ROOT / ".venv/core/bin/python"
+    subprocess.run([python, "-c", program, source, str(pixels)], check=True, capture_output=True)
+    machine = next(path.parent for path in source.rglob("experiment.xenium"))
+    work.mkdir()
+    raw, cells = work / "s.raw.zarr", work / "s.cells.zarr"
+    bench.task(
+        "CONVERT", "convert", machine, "--technology", "xenium", "--sample", "s", "--output", raw, inputs=[machine]
     )
+    bench.task("RESOLVE", "resolve", raw, "--output", cells, inputs=[raw], segmentation="vendor")
+    table = work / "s.table.zarr"
+    bench.task("AGGREGATE", "aggregate", raw, "--cells", cells, "--output", table, inputs=[raw, cells])
 
 
 def domains(bench: Bench, tables: list[Path]) -> None:
@@ -496,7 +497,7 @@ def main() -> None:
     """Measure, fit, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="write this process's numbers only")
-    parser.add_argument("--sizes", default="2048,4096,6144", help="widths of the slides in pixels")
+    parser.add_argument("--sizes", default="1024,2048,4096,6144", help="widths of the slides in pixels")
     parser.add_argument("--scratch", type=Path)
     parser.add_argument("--dry-run", action="store_true", help="show the table instead of writing it")
     options = parser.parse_args()
@@ -506,8 +507,13 @@ def main() -> None:
     bench = Bench(scratch)
     try:
         widths = [int(width) for width in options.sizes.split(",")]
-        tables = [image_slide(bench, width, True, width <= 4096) for width in widths]
-        image_slide(bench, widths[-1], False, False)
+        # Proseg with all its sweeps, and the engines, on the smaller slides: they would take hours on the others.
+        tables = [
+            image_slide(bench, width, engines=width <= 4096, sweeps=SWEEPS if width <= 2048 else 1) for width in widths
+        ]
+        image_slide(bench, widths[-1], transcripts=False, engines=False)
+        for width in (1024, 2048):
+            xenium_slide(bench, width)
         domains(bench, [table for table in tables if table is not None])
     finally:
         (scratch / "runs.json").write_text(json.dumps(bench.runs, indent=1))
@@ -536,6 +542,24 @@ def write(runs: dict[str, list[dict[str, Any]]], only: str | None, dry_run: bool
         print(text)
     else:
         TABLE.write_text(text)
+        write_page(table)
+
+
+def write_page(table: dict[str, Any]) -> None:
+    """The table of docs/resources.md, between its head and the next blank line."""
+
+    def shown(coefficients: dict[str, float]) -> str:
+        return ", ".join(f"{each:g} `{name}`" for name, each in coefficients.items())
+
+    rows = []
+    for name, costs in table["processes"].items():
+        memory, cpu = costs["memory"], costs["cpu"]
+        cells = [f"{memory['base_mb']:g}", shown(memory["streamed_mb"]), shown(memory["held_mb"])]
+        cells += [f"{cpu['base_s']:g}", shown(cpu["per_million_s"]), costs["measured"]]
+        rows.append(f"| `{name}` | {' | '.join(cells)} |")
+    before, head, rest = PAGE.read_text().partition(PAGE_HEAD)
+    _, _, after = rest.partition("\n\n")
+    PAGE.write_text(f"{before}{head}{chr(10).join(rows)}\n\n{after}")
 
 
 if __name__ == "__main__":

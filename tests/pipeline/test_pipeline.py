@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import anndata
+import cellquilt
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -19,9 +20,12 @@ import tifffile
 import yaml
 from cellquilt.core.points import iter_points
 from cellquilt.core.shapes import read_geoparquet, read_shapes
+from cellquilt.core.sizes import size_of
+from cellquilt.costs.table import memory_mb
 from cellquilt.geometry.polygons import Rings
 from cellquilt.geometry.rasterize import polygons_to_labels
 from runner import ROOT, Nextflow
+from traces import megabytes, process, took
 
 pytestmark = pytest.mark.slow
 
@@ -143,6 +147,43 @@ def test_a_run_publishes_what_the_contract_says(finished, slides):
     text = (results / "samples.tsv").read_text() + (results / "s1" / "report.html").read_text()
     assert str(folder) not in text
     assert str(slides) not in text
+
+
+def test_what_it_took_is_what_was_asked_for_and_estimated(finished, slides):
+    _, run, _ = finished
+    slide = slides / "sim" / "slide_0"
+    given = size_of([slide / "image.ome.tif", slide / "transcripts.parquet"])
+    convert = next(task for task in run.trace if process(task) == "CONVERT" and task["tag"] == "s1")
+    assert megabytes(convert["memory"]) == memory_mb("CONVERT", given)
+    for task in run.trace:
+        assert megabytes(task["peak_rss"]) < megabytes(task["memory"]) <= 3 << 10, task
+    found = cellquilt.estimate(
+        slides / "sheet.csv", segmentation="generic", patch_width_px=256, patches_per_task=2, export="vpt,qupath"
+    )
+    tasks, cpu_s, peak_mb = took(run.trace)
+    assert found.total.tasks == tasks
+    assert cpu_s / 2 < 3600 * found.total.cpu_h < 2 * cpu_s
+    assert peak_mb / 2 < found.total.peak_mb < 2 * peak_mb
+
+
+def test_cleanup_leaves_the_results_and_what_resume_needs(nextflow, finished, slides):
+    run = nextflow.pipeline("--input", slides / "sheet.csv", *GENERIC, "--cleanup")
+    assert run.code == 0, run.out + run.err
+    work, results = nextflow.folder / "work", nextflow.folder / "results"
+    for sample, expected in finished[2].items():
+        store = results / sample / f"{sample}.zarr"
+        assert fingerprint(store) == expected
+        assert all(path.stat().st_nlink > 1 for path in (store / "images").rglob("*") if path.is_file())
+    bundles = list(work.glob("*/*/bundles/bundle_*.zarr"))
+    assert len(bundles) == 4
+    left = [path for bundle in bundles for path in bundle.rglob("*") if path.is_file()]
+    assert {path.name for path in left} == {"zarr.json"}
+    raw = [path for path in work.glob("*/*/s?.raw.zarr") if not path.is_symlink()]
+    assert len(raw) == 2
+    assert not [path for store in raw for path in store.rglob("*.parquet")]
+    assert all(any((store / "images").rglob("c/*/*/*")) for store in raw)
+    again = nextflow.pipeline("--input", slides / "sheet.csv", *GENERIC, "--cleanup", "-resume")
+    assert {task["status"] for task in again.trace} == {"CACHED"}, again.out
 
 
 def test_a_second_run_is_all_cached_and_an_edit_of_the_results_stays_there(finished, slides):

@@ -306,6 +306,8 @@ def _write_image(element: Path, image: ImageSource, settings: Mapping[str, Any],
         image.channels,
         image.transforms,
         chunk_px=chunk,
+        # Kept twice, in the work folder and published: 7 to 10 % less of real mosaics than by default, 0.6 s a GB more.
+        compression="zstd",
         threads=int(settings["threads"]),
     ) as writer:
         for channel, y0, y1, x0, x1 in progress(windows, f"{sample}: image"):
