@@ -5,7 +5,7 @@ PYTEST := $(CORE)/python -m pytest
 CODE   := python/src tests bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test test-fast check-baysor bench lint format generate images clean
+.PHONY: help setup demo run test test-fast test-faults check-baysor bench lint format generate images clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,10 @@ test: setup lint ## What CI runs: lint, types, layers, all tests
 
 test-fast: setup ## Tests that take under two minutes together
 	$(PYTEST) -m "not bench and not slow" tests/unit $(ARGS)
+
+test-faults: STAGES = core nextflow
+test-faults: setup ## Every fault of docs/faults.md, whose table it writes; as root, with a real Slurm (ARGS="-k disk" for some)
+	CELLQUILT_RECORD_FAULTS=1 $(PYTEST) -rs -m faults tests/faults $(ARGS)
 
 check-novae: ## A novae checkpoint against novae itself: PYTHON=/path/to/python (with novae 1.1.2) WEIGHTS=folder
 	cd tests && PYTHONPATH=../python/src CELLQUILT_NOVAE_WEIGHTS=$(abspath $(WEIGHTS)) $(PYTHON) -m pytest -rs -p no:cacheprovider domains/test_equal_to_novae.py -k live $(ARGS)

@@ -46,6 +46,8 @@ class Inputs {
 
     /** The run's values in full: what was given, over the preset's, over the defaults. */
     static Map effective = [:]
+    /** Among the settings of every task: another version's results are not taken for this one's by -resume. */
+    private static Map version = [:]
 
     // ------------------------------------------------------------------------------------------------ what main.nf calls
 
@@ -84,6 +86,7 @@ class Inputs {
      */
     static List<Map> slides(Map params, Object projectDir, Object launchDir) {
         def errors = []
+        version = [version: Global.session.manifest.version ?: '']
         def slides = examine(params, projectDir, launchDir, errors)
         if (!errors) missingEnvironments(slides, projectDir as Path, errors)
         if (errors) {
@@ -628,8 +631,8 @@ class Inputs {
                 // CONVERT must know what it reads (the source is the path as the user knows it), AGGREGATE what else is known.
                 if (stage == 'convert') given += [technology: row.technology, source: row.source]
                 if (stage == 'aggregate') given += [metadata: row.metadata]
-                [stage, toJson(given)]
-            } + [domains_annotate: toJson([metadata: row.metadata])]
+                [stage, toJson(given + version)]
+            } + [domains_annotate: toJson([metadata: row.metadata] + version)]
             def engine = image == 'cellpose' ? "cellpose${own.cellpose_generation}".toString() : image
             [method, [image: image, engine: engine, molecules: molecules, settings: settings, weights: weights(image)]]
         }

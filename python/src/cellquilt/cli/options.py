@@ -50,6 +50,7 @@ def settings_options(*groups: str, own: str = "", extra: tuple[str, ...] = ()) -
         @functools.wraps(function)
         def command(**arguments: Any) -> Any:
             given: dict[str, Any] = parse_json(arguments.pop("settings_json"))
+            given.pop("version", None)  # the pipeline's, which makes its tasks run again when it changes
             for name in extra:
                 value = given.pop(name, None)
                 if not arguments.get(name):
