@@ -163,7 +163,7 @@ def coordinates_of(table: "AnnData") -> NDArray[np.float64]:
 
 
 def _check_graph(name: str, graph: SpatialGraph, mode: str, radius: float | None, *, found: bool) -> None:
-    """Refuse coordinates that cannot be µm, point out a radius that is too small. A grid that was asked for may be any."""
+    """Refuse coordinates that cannot be µm, point out a radius that is too small; any grid may be asked for."""
     usual = _USUAL_UM if mode != "grid" else _USUAL_GRID_UM if found else (0.0, np.inf)
     median = float(np.median(graph.distance_um)) if graph.distance_um.size else np.inf
     few = f"{name}: a cell has {graph.degree.mean() if len(graph) else 0:.1f} neighbours on average"
