@@ -20,7 +20,7 @@ CASES = (
     Case("domains-graph-100k", {"cells": 100_000, "genes": 1, "slides": 1, "do": "graph"}, _QUICK, _WARM, target=3.0),
     Case("domains-published-500", {**_PUBLISHED, "cells": 3_000}, _QUICK, _WARM, target=8.0),
     Case("domains-published-5000", {**_PUBLISHED, "cells": 3_000, "genes": 5_000}, _QUICK, {**_WARM}, target=8.0),
-    Case("domains-published-100k", {**_PUBLISHED, "cells": 100_000}, _QUICK, _WARM, peer=False),
+    Case("domains-published-100k", {**_PUBLISHED, "cells": 100_000}, _QUICK, _WARM, target=8.0, limit_s=3600),
     Case("domains-epoch-published", {**_PUBLISHED, "cells": 3_000, "do": "epoch"}, _QUICK, _WARM, target=4.0),
     Case("domains-own", {**_PUBLISHED, "cells": 3_000, "do": "own"}, _QUICK, _WARM, target=20.0),
     Case("domains-own-100k", {**_PUBLISHED, "cells": 100_000, "do": "own"}, _QUICK, _WARM, peer=False),

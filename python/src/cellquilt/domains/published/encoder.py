@@ -18,7 +18,7 @@ from cellquilt.domains.slides import IMAGE, SlideCells, Slides
 
 _CELLS_AT_ONCE = 4096  # whose first projections are made at a time
 #: Neighbourhoods at a time: few enough that their nodes stay in the processor's cache.
-_BATCH = 128
+_BATCH = 64
 
 
 class PublishedEncoder:
