@@ -186,8 +186,7 @@ build() {
     [ -z "${TENSORFLOW:-}" ] || options+=(--build-arg "TENSORFLOW=$TENSORFLOW")
     [ ! -s "${SSL_CERT_FILE:-}" ] || options+=(--secret "id=ca,src=$SSL_CERT_FILE")
     if [ "$engine" = podman ]; then
-        options+=(--pull=never --layers)
-        [[ "$base" == localhost/* ]] || options+=(--pull=missing)
+        options+=(--pull=missing --layers)
         uv_cache="${UV_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/uv}"
         [ ! -d "$uv_cache" ] || options+=(--volume "$uv_cache:/host/uv")
     fi

@@ -1,13 +1,15 @@
 """podman with the project's images, for tests."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+VERSION = re.search(r"^ *version *= *'(.+)'", (ROOT / "nextflow.config").read_text(), flags=re.M)[1]
 #: Those that are built here if they are not there; the others take torch or TensorFlow and are tested where they are.
 BUILT = ("core", "proseg")
-STAGES = (*BUILT, "domains", "cellpose", "cellpose4", "stardist")
+OTHERS = ("domains", "cellpose", "cellpose4", "stardist")
 
 
 class Engine:
