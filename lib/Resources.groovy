@@ -36,12 +36,12 @@ class Resources {
 
     /** Memory of a task: `task` knows process and attempt, `settings` is its JSON, `inputs` are paths and lists of such. */
     static MemoryUnit memory(Object task, Object settings, Object inputs) {
-        return new MemoryUnit(memoryMb(table(), name(task), memorySetting(settings), sizes(inputs), attempt(task)) << 20)
+        return new MemoryUnit(memoryMb(table(), name(table(), task), memorySetting(settings), sizes(inputs), attempt(task)) << 20)
     }
 
     /** Time limit of a task. */
     static Duration time(Object task, Object settings, Object inputs) {
-        return new Duration(minutes(table(), name(task), sizes(inputs), attempt(task)) * 60_000L)
+        return new Duration(minutes(table(), name(table(), task), sizes(inputs), attempt(task)) * 60_000L)
     }
 
     /** As `costs.table.memory_mb` in Python. */
@@ -92,9 +92,10 @@ class Resources {
         return sum
     }
 
-    private static String name(Object task) {
+    /** The entry of a task's process; of one included under a longer name (PREVIEW_STARDIST) that of its own. */
+    static String name(Map table, Object task) {
         def found = task.process.toString().tokenize(':').last()
-        return found in table().processes ? found : found.replaceAll(/\d+$/, '')
+        return table.processes.keySet().findAll { known -> found.startsWith(known) }.max { known -> known.length() } ?: 'OTHERS'
     }
 
     private static int attempt(Object task) {

@@ -135,6 +135,11 @@ NOT_MEASURED: dict[str, dict[str, Any]] = {
         "cpu": {"base_s": 60, "per_million_s": {"pixels": 120}},
         "measured": "not measured: weights of 1.2 GB are held twice while they load; much slower than Cellpose 3",
     },
+    "OTHERS": {
+        "memory": {"base_mb": 1365, "streamed_mb": {}, "held_mb": {}},
+        "cpu": {"base_s": 2880, "per_million_s": {}},
+        "measured": "not measured: a process without an entry asks for 2 GB and 4 hours",
+    },
     "ESTIMATE": {
         "memory": {"base_mb": 400, "streamed_mb": {}, "held_mb": {}},
         "cpu": {"base_s": 5, "per_million_s": {}},

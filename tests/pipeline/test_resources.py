@@ -78,6 +78,7 @@ def test_memory_time_and_room_are_those_of_the_package(nextflow, inputs):
     cases = {
         "tasks": tasks,
         "work": str(work),
+        "names": ["A:B:RESOLVE", "RESOLVE_TRANSCRIPTS", "X:SEGMENT_CELLPOSE4", "PREVIEW_STARDIST", "SEGMENT_MINE"],
         "empty": [str(bundle), str(task / "input.zarr"), str(outside)],
         "ours": [str(bundle), str(task / "input.zarr"), str(outside), str(task), str(nextflow.folder / "no")],
         "read": [
@@ -112,6 +113,10 @@ def test_memory_time_and_room_are_those_of_the_package(nextflow, inputs):
         assert theirs["sizes"] == sizes, case
         assert theirs["memory_mb"] == memory_mb(case["process"], sizes, case["memory_mb"], case["attempt"]), case
         assert theirs["minutes"] == minutes(case["process"], sizes, case["attempt"]), case
+
+    own, longer, fourth, alias, unknown = found["names"]
+    assert (own, longer, fourth) == ("RESOLVE", "RESOLVE_TRANSCRIPTS", "SEGMENT_CELLPOSE4")
+    assert (alias, unknown) == ("PREVIEW", "OTHERS")
 
     # A task's own folder is emptied, but keeps its name, its description and its times; nothing else is touched.
     assert found["ours"] == [True, False, False, False, False]

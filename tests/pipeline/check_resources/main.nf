@@ -14,6 +14,7 @@ workflow {
         tasks: asked,
         shortage: cases.shortage.collect { item -> Disk.shortage(item.read, item.cleanup, ['work folder', item.work], ['results', item.results], item.same) },
         read: cases.read.collect { item -> Disk.readBytes(item + [path: file(item.path)]) },
+        names: cases.names.collect { name -> Resources.name(table, [process: name]) },
         ours: cases.ours.collect { path -> Disk.isOurs(file(path), work) },
         request: Resources.request(cases.params, root, file('.').toAbsolutePath()),
     ]
