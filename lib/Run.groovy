@@ -4,6 +4,7 @@ import java.nio.channels.FileChannel
 import java.nio.channels.OverlappingFileLockException
 import java.nio.file.Files
 import java.nio.file.Path
+import java.nio.file.StandardCopyOption
 import java.nio.file.StandardOpenOption
 import nextflow.Global
 import nextflow.file.FileHelper
@@ -19,6 +20,8 @@ class Run {
     private static boolean preview = false
     /** Held as long as this process lives. */
     private static FileChannel lock = null
+    /** The table of tasks that Nextflow writes, and what it is called as long as it grows. */
+    private static Path trace = null, growing = null
 
     // ------------------------------------------------------------------------------------------------ what main.nf calls
 
@@ -31,6 +34,7 @@ class Run {
         def info = folder.resolve('pipeline_info')
         Files.createDirectories(info)
         takeLock(info.resolve('.lock'))
+        keepTrace(workflow)
         def all = new TreeMap(params)
         Inputs.effective.each { name, value -> if (all[name] == null) all[name] = value }
         Files.writeString(info.resolve('params.json'), JsonOutput.prettyPrint(JsonOutput.toJson(all)) + '\n')
@@ -57,6 +61,18 @@ class Run {
         }
     }
 
+    /**
+     * A run that is refused later has emptied the table of tasks before it comes to ask for the lock: this one's gets another
+     * name until its end.
+     */
+    private static void keepTrace(Object workflow) {
+        trace = growing = path((Global.session.config.trace?.file ?: "${outdir}/pipeline_info/trace.txt").toString(), workflow)
+        if (!lock || !Files.exists(trace)) return
+        Files.list(trace.parent).filter { file -> file.fileName.toString() ==~ /trace\.\d+\.txt/ }.toList().each { left -> Files.delete(left) }
+        growing = trace.resolveSibling("trace.${ProcessHandle.current().pid()}.txt")
+        Files.move(trace, growing)
+    }
+
     /** All stages' versions in one file: stage → package → version, or versions where tasks of a stage differ. */
     static void versions(List<String> texts) {
         def found = new TreeMap()
@@ -73,8 +89,8 @@ class Run {
 
     /** Say how the run ended, name each failed sample with its cause, and write that into samples.tsv; the summary's text. */
     static String summary(Object workflow) {
-        def trace = Global.session.config.trace?.file ?: "${outdir}/pipeline_info/trace.txt"
-        def tasks = lastAttempts(path(trace.toString(), workflow), workflow)
+        def tasks = lastAttempts(growing, workflow)
+        if (growing != trace) Files.move(growing, trace, StandardCopyOption.REPLACE_EXISTING)
         def ends = preview ? ['PREVIEW', 'PREVIEW_STARDIST'] : ['REPORT', 'DOMAINS_ANNOTATE']
         def done = tasks.findAll { task -> stage(task) in ends && task.status in ['COMPLETED', 'CACHED'] }*.tag as Set
         def failed = slides.values().findAll { slide -> !(slide.id in done) }.collectEntries { slide ->
@@ -100,7 +116,12 @@ class Run {
         }
         if (report) lines << "  no report of the cohort: ${found(report, workflow).cause}"
         if ((failed || lacking) && !preview && Files.isDirectory(folder)) {
-            recordFailures(folder.resolve('samples.tsv'), failed + lacking)
+            try {
+                recordFailures(folder.resolve('samples.tsv'), slides.keySet(), failed + lacking)
+            }
+            catch (IOException problem) {
+                lines << "  this is not in samples.tsv, which cannot be written: ${withoutFolders(problem.message)}".toString()
+            }
         }
         return lines.join('\n')
     }
@@ -179,12 +200,43 @@ class Run {
         def hint = record?.hint ?: ''
         def known = [error: 'task-failed']
         if (record?.code) known.error = record.code
-        if (!record && task.exit.isInteger() && task.exit.toInteger() in 130..145) {
-            cause = "killed (exit code ${task.exit}): too little memory or time"
+        def begun = folder && Files.exists(folder.resolve('.command.begin'))
+        if (!record && !lines && !begun) cause = firstLine(workflow.errorMessage) ?: 'the task could not be started'
+        if (!record && (task.exit.isInteger() ? task.exit.toInteger() in 130..145 : begun)) {
+            cause = task.exit.isInteger() ? "killed (exit code ${task.exit}): too little memory or time" : 'ended without an exit code: too little time, or its machine was lost'
             hint = 'give the process more (process.memory, process.time in a configuration), then -resume'
             known = [error: 'task-killed']
         }
+        if (!record && isFull(workflow.workDir as Path)) {
+            cause = 'no space left in the work folder'
+            hint = 'free some space or point -work-dir elsewhere, then -resume'
+            known = [error: 'disk-full']
+        }
+        def makers = folder && record ? makers(folder, record.message, workflow) : []
+        if (makers) hint = [hint, "${makers.join(' and ')} made it: if it is damaged, delete that folder, then -resume"].findAll().join('; ')
         return [stage: stage(task)] + known + [cause: withoutFolders(cause), hint: withoutFolders(hint), log: log ? relative(log, workflow) : '']
+    }
+
+    /** Where there is no room a task cannot even say so. */
+    private static boolean isFull(Path folder) {
+        try {
+            return Files.getFileStore(folder).usableSpace < (1 << 16)
+        }
+        catch (IOException | UnsupportedOperationException ignored) {
+            return false
+        }
+    }
+
+    /**
+     * The work folders of the tasks that made what an error names. -resume takes what a finished task made as it is, so a
+     * work file that was damaged later fails again and again.
+     */
+    private static List<String> makers(Path folder, String message, Object workflow) {
+        def work = (workflow.workDir as Path).toRealPath()
+        return Files.list(folder).filter { path -> Files.isSymbolicLink(path) && message.contains(path.fileName.toString()) }.toList()
+            .findAll { link -> Files.exists(link) }*.toRealPath()
+            .findAll { path -> path.startsWith(work) && path.nameCount > work.nameCount + 2 }
+            .collect { path -> relative(work.resolve(work.relativize(path).subpath(0, 2)), workflow) }.unique().sort()
     }
 
     private static String firstLine(Object text) {
@@ -212,18 +264,17 @@ class Run {
     }
 
     /** Fill the rows of the samples of which something failed; the table is made anew where the run did not get to it. */
-    private static void recordFailures(Path table, Map<String, Map> failed) {
-        def rows = Files.exists(table) ? Files.readAllLines(table)*.split('\t', -1)*.toList() : []
-        if (!rows) rows << ['sample', 'status', 'verdict']
+    private static void recordFailures(Path table, Collection<String> samples, Map<String, Map> failed) {
+        def rows = Files.exists(table) ? Files.readAllLines(table)*.split('\t', -1)*.toList() : [['sample', 'status', 'verdict']]
         def header = rows[0]
         failed.values()[0].keySet().each { column -> if (!(column in header)) header << column }
-        failed.each { id, failure ->
-            def row = rows.drop(1).find { candidate -> candidate[0] == id }
-            if (!row) rows << (row = [id])
+        def known = rows.drop(1).collectEntries { row -> [row[0], row] }
+        rows = [header] + samples.collect { id ->
+            def row = known[id] ?: [id, 'done']
             while (row.size() < header.size()) row << ''
-            failure.each { column, value -> row[header.indexOf(column)] = value }
+            failed[id].each { column, value -> row[header.indexOf(column)] = value }
+            row
         }
-        rows.drop(1).each { row -> while (row.size() < header.size()) row << '' }
         Files.deleteIfExists(table) // it may be a link into the work folder
         Files.writeString(table, rows.collect { row -> row.join('\t') }.join('\n') + '\n')
     }

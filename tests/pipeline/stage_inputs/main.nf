@@ -42,10 +42,11 @@ process REPORT {
 workflow {
     main:
     slides = Inputs.slides(params.findAll { entry -> entry.key != 'repository' }, file(params.repository), workflow.launchDir)
+    Run.begin(params, slides.collectEntries { slide -> [slide.id, slide] }, workflow)
     slides_ch = channel.fromList(slides).map { slide -> [[id: slide.id], slide.settings.convert, slide.path] }
     REPORT(CONVERT(slides_ch))
 
     workflow.onComplete = {
-        Inputs.summary(workflow, params.outdir)
+        println(Run.summary(workflow))
     }
 }
