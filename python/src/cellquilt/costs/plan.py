@@ -12,7 +12,7 @@ from cellquilt.costs.contents import Contents
 #: Expected diameter (µm) where a method measures it on the slide.
 _DIAMETER_UM = 8.5
 #: Bytes of a cell in a patch's result, of image and of transcript methods, and of one of its latents.
-_RESULT_BYTES, _MOLECULE_BYTES, _LATENT_BYTES = 140, 1500, 300
+_RESULT_BYTES, _MOLECULE_BYTES, _LATENT_BYTES = 140, 1500, 20
 #: Channels from which on an image alone is enough for domains.
 _MARKERS = 10
 #: Share of a bundle's transcripts that lie in its halo, too.
