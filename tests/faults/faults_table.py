@@ -38,7 +38,7 @@ FAULTS: dict[str, Fault] = {
     "patch-killed-for-good": Fault("SIGKILL to a patch task of one slide of two, each time it is tried", "task-killed"),
     "memory-kill": Fault("a patch task in a container that is killed by its memory limit (cgroup), the first time"),
     "memory-refused": Fault("a patch task is refused memory (`ulimit -v`), the first time"),
-    "worker-hangs": Fault("a patch task that never ends and ignores SIGTERM, each time it is tried", "task-killed"),
+    "worker-hangs": Fault("a patch task stands still (SIGSTOP) until its time limit", "task-killed"),
     # Nextflow
     "nextflow-killed": Fault("SIGKILL to Nextflow alone, while CONVERT runs; the task goes on without it", "run-ended"),
     "machine-lost": Fault("SIGKILL to Nextflow and all tasks, in PATCHIFY", "run-ended"),

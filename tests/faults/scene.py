@@ -70,6 +70,11 @@ def _is_python(pid: int) -> bool:
     return False
 
 
+def _hears_interrupts() -> None:
+    """As from a terminal: what a shell starts in the background does not hear SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def kill(pids: list[int], number: int = signal.SIGKILL) -> None:
     """Send a signal; one that has ended by itself is none the worse."""
     for pid in pids:
@@ -240,6 +245,7 @@ class Scene:
             process = subprocess.Popen(
                 [str(word) for word in (LAUNCHER, "run", self.pipeline / "main.nf", *asked)],
                 cwd=folder, env=given, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+                preexec_fn=_hears_interrupts,
             )  # fmt: skip
         return Started(self, process, folder, log)
 

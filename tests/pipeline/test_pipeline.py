@@ -4,6 +4,8 @@ import csv
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,6 +26,7 @@ from cellquilt.core.sizes import size_of
 from cellquilt.costs.table import memory_mb
 from cellquilt.geometry.polygons import Rings
 from cellquilt.geometry.rasterize import polygons_to_labels
+from cellquilt.patches.bundle import Bundle
 from runner import ROOT, Nextflow
 from traces import megabytes, process, took
 
@@ -222,6 +225,22 @@ def test_copied_inputs_give_the_same_cells(nextflow, finished, slides):
     run = nextflow.pipeline("--input", slides / "one.csv", *GENERIC, "-profile", "local,copy", "-process.cpus", "2")
     assert run.code == 0, run.out + run.err
     assert fingerprint(nextflow.folder / "results" / "s1" / "s1.zarr") == finished[2]["s1"]
+    # A patch task has a copy of its bundle and of nothing else: the slide is not among it.
+    for script in nextflow.folder.glob("work/*/*/.command.run"):
+        if "SEGMENT_GENERIC" not in script.read_text():
+            continue
+        (path,) = staged(script)
+        bundle = Bundle(path)
+        own = sum((y1 - y0) * (x1 - x0) for y0, y1, x0, x1 in (patch.core for patch in bundle.patches))
+        pixels = bundle.read(bundle.patches[0])
+        n_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        assert 0 < n_bytes <= 2 * own * len(pixels) * pixels.itemsize
+
+
+def staged(script: Path) -> list[Path]:
+    """What a task copies from elsewhere before it starts."""
+    (stage,) = re.findall(r"^nxf_stage\(\) \{(.*?)^\}", script.read_text(), flags=re.S | re.M)
+    return [Path(shlex.split(line)[-2]) for line in stage.splitlines() if line.split()[:1] == ["cp"]]
 
 
 @pytest.mark.parametrize("wanted", [1, 2], ids=["after the first patch", "after the second"])

@@ -1,5 +1,6 @@
 """The command line: instant, lazy, and with messages instead of tracebacks."""
 
+import errno
 import json
 import os
 import subprocess
@@ -119,9 +120,18 @@ def test_a_task_tells_the_head_job_its_cause(tmp_path):
     assert json.loads(line.removeprefix("CELLQUILT_ERROR "))["code"] == "store-missing"
 
 
-def test_out_of_memory_exits_so_that_it_is_tried_again(capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        ImportError("libssl.so.3: failed to map segment from shared object"),
+    ],
+    ids=["Python", "the system", "the loader"],
+)
+def test_out_of_memory_exits_so_that_it_is_tried_again(capsys, monkeypatch, refusal):
     def explode(**_):
-        raise MemoryError
+        raise refusal
 
     monkeypatch.setattr("cellquilt.segment.stages.find_tissue", explode)
     code, _, err = in_process(capsys, "tissue", "x.zarr")

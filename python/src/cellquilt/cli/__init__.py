@@ -3,10 +3,12 @@
 Nothing heavy is imported here, and a verb's module only when the verb is used: ``cellquilt --help`` is instant.
 """
 
+import errno
 import importlib
 import json
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -95,18 +97,16 @@ def main(args: list[str] | None = None) -> NoReturn:
         sys.exit(130)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
-    except MemoryError as error:
-        _fail(
-            CellquiltError("out-of-memory", f"out of memory {error}", "lower --memory-mb, or give more"), _OUT_OF_MEMORY
-        )
-    except OSError as error:
+    except (MemoryError, OSError, ImportError) as error:
+        if _refused_memory(error):
+            hint = "lower --memory-mb, or give more"
+            _fail(CellquiltError("out-of-memory", f"out of memory {error}", hint), _OUT_OF_MEMORY)
+        if not isinstance(error, OSError):
+            _unexpected(error)
         where = f": {error.filename}" if error.filename else ""
         _fail(CellquiltError("file-system", f"{error.strerror or error}{where}", "check the disk, then run again"), 1)
-    except Exception as error:  # a mistake of ours: the message is for its user, where it is from for who mends it
-        level = logging.ERROR if os.environ.get("CELLQUILT_TASK") else logging.DEBUG  # a task's log keeps it
-        logging.getLogger("cellquilt").log(level, "unexpected error", exc_info=True)
-        hint = "this should not happen: please report it with the output of `cellquilt --verbose ...`"
-        _fail(CellquiltError("unexpected", f"{type(error).__name__}: {error}", hint), 1)
+    except Exception as error:
+        _unexpected(error)
     if stage := os.environ.get("CELLQUILT_TASK"):
         from cellquilt.core.record import write_versions
 
@@ -114,8 +114,25 @@ def main(args: list[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
+def _refused_memory(error: Exception) -> bool:
+    """Whether the system had no memory to give; libraries say it in their own ways, the loader only in words."""
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, ImportError) and re.search("failed to map|[Cc]annot allocate", str(error)) is not None)
+    )
+
+
+def _unexpected(error: Exception) -> NoReturn:
+    """A mistake of ours: the message is for its user, where it is from for who mends it."""
+    level = logging.ERROR if os.environ.get("CELLQUILT_TASK") else logging.DEBUG  # a task's log keeps it
+    logging.getLogger("cellquilt").log(level, "unexpected error", exc_info=True)
+    hint = "this should not happen: please report it with the output of `cellquilt --verbose ...`"
+    _fail(CellquiltError("unexpected", f"{type(error).__name__}: {error}", hint), 1)
+
+
 def task(*verb: str) -> NoReturn:
-    """Run one verb as a task of the pipeline: errors are printed for the head job to read, too, and versions written."""
+    """Run one verb as a task of the pipeline: the head job can read its errors, and versions are written."""
     os.environ["CELLQUILT_TASK"] = "_".join(verb + tuple(sys.argv[1:2] if verb == ("segment",) else ()))
     main([*verb, *sys.argv[1:]])
 
