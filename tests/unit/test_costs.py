@@ -27,6 +27,8 @@ from cellquilt.readers.base import convert_slide
 from cellquilt.readers.transcript_table import TranscriptTable
 from cellquilt.segment.stages import find_tissue, patchify_image, patchify_transcripts
 from cellquilt.simulate import simulate
+from cellquilt.simulate.demo import make_demo_input
+from traces import took
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
@@ -254,7 +256,18 @@ def test_no_pixel_and_no_transcript_is_read(slides, tmp_path, monkeypatch):
     assert found.total.raw_bytes == sum(path.stat().st_size for path in files)
 
 
-def test_hours_memory_and_gpus_add_up(monkeypatch):
+@pytest.mark.slow
+def test_the_estimate_of_the_demo_is_that_of_its_trace(tmp_path):
+    # Recorded by scripts/demo.sh on two cores, beside much other work: so it is the CPU time used that is compared.
+    with (DATA / "demo_trace.tsv").open(newline="") as file:
+        tasks, cpu_s, peak_mb = took(csv.DictReader(file, delimiter="\t"))
+    found = cellquilt.estimate(make_demo_input(tmp_path / "input"), domains="train", domains_n=4)
+    assert found.total.tasks == tasks
+    assert cpu_s / 2 < 3600 * found.total.cpu_h < 2 * cpu_s
+    assert peak_mb / 2 < found.total.peak_mb < 2 * peak_mb
+
+
+def test_hours_memory_and_gpus_add_up():
     tasks = [
         Task("SEGMENT_CELLPOSE", {"pixels": 10**8, "patch_pixels": 10**7}, 3),
         Task("SEGMENT_CELLPOSE", {"pixels": 10**8, "patch_pixels": 10**7}, 1, cpus=2, gpu=True),
