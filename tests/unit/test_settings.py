@@ -51,6 +51,13 @@ def test_schema_holds_every_setting_once():
     assert sorted(properties) == sorted(BY_NAME)
 
 
+def test_schema_and_manifest_say_the_same():
+    """nf-core's tools compare them."""
+    manifest = (ROOT / "nextflow.config").read_text()
+    assert f"description     = '{pipeline_schema()['description']}'" in manifest
+    assert "name            = 'cellquilt'" in manifest
+
+
 @pytest.mark.parametrize(
     ("name", "value", "typed"),
     [

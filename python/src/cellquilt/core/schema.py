@@ -21,6 +21,10 @@ from cellquilt.core.settings import (
 )
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
+#: As nf-core's lint wants it of a pipeline of the manifest's name; an identifier, nothing is fetched from it.
+_ID = "https://raw.githubusercontent.com/cellquilt/main/nextflow_schema.json"
+#: What the manifest in nextflow.config says, too.
+_DESCRIPTION = "Spatial omics from raw machine output to cells, tables and domains"
 _JSON_TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean", "list": "string"}
 _GENERATED = "Generated from python/src/cellquilt/core/settings.py by `make generate`; do not edit."
 _GENERATED_ERRORS = _GENERATED.replace("settings.py", "errors.toml")
@@ -86,8 +90,10 @@ def pipeline_schema() -> dict[str, Any]:
         groups[name] = group
     return {
         "$schema": _DIALECT,
+        "$id": _ID,
         "$comment": _GENERATED,
-        "title": "cellquilt parameters",
+        "title": "cellquilt pipeline parameters",
+        "description": _DESCRIPTION,
         "type": "object",
         "presets": PRESETS,
         "transcript_methods": list(TRANSCRIPT_METHODS),
@@ -147,6 +153,12 @@ def params_config() -> str:
     return "\n".join(lines) + "\n"
 
 
+def nf_core_config() -> str:
+    """Parameters without a default in `params_config`, for the lint of nf-core's tools; see nextflow.config."""
+    names = ", ".join(f"'{setting.name}'" for setting in SETTINGS if setting.early)
+    return f"// {_GENERATED}\nvalidation.defaultIgnoreParams = [{names}]\n"
+
+
 def parameters_page() -> str:
     """The page of the documentation that lists all parameters."""
     lines = [
@@ -195,6 +207,7 @@ def generated_files() -> dict[str, str]:
         "nextflow_schema.json": json.dumps(pipeline_schema(), indent=2, ensure_ascii=False) + "\n",
         "assets/schema_input.json": json.dumps(sheet_schema(), indent=2, ensure_ascii=False) + "\n",
         "conf/params.config": params_config(),
+        "conf/nf_core.config": nf_core_config(),
         "docs/parameters.md": parameters_page(),
         "docs/errors.md": errors_page(_GENERATED_ERRORS),
     }

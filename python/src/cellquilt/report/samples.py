@@ -55,19 +55,25 @@ def _text(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-#: Columns of the MultiQC table: key of qc.json → title and what it is.
-_MULTIQC = {
-    "verdict": ("Verdict", "PASS, WARN or FAIL by the limits of quality control"),
-    "n_cells": ("Cells", "Cells found"),
-    "share_cells_pass": ("Cells passing", "Share of the cells that pass quality control"),
-    "n_transcripts": ("Transcripts", "Transcripts in the machine's output"),
-    "share_assigned": ("Assigned", "Share of the transcripts that are in a cell"),
-    "median_transcripts_per_cell": ("Transcripts/cell", "Median of transcripts in a cell"),
-    "median_genes_per_cell": ("Genes/cell", "Median of genes in a cell"),
-    "median_area_um2": ("Area (µm²)", "Median area of a cell"),
-    "control_rate_in_cells": ("Controls", "Share of controls among the transcripts in cells"),
-    "n_domains": ("Domains", "Spatial domains present"),
-    "gpu_hours": ("GPU-h", "Hours of a GPU"),
+#: How MultiQC writes shares, with bars from nothing to all.
+_SHARE = {"min": 0, "max": 1, "format": "{:.1%}"}
+#: Columns of the MultiQC table: key of qc.json → title, what it is, and how MultiQC shows it.
+_MULTIQC: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "verdict": ("Verdict", "PASS, WARN or FAIL by the limits of quality control", {"scale": False}),
+    "n_cells": ("Cells", "Cells found", {"format": "{:,.0f}"}),
+    "share_cells_pass": ("Cells passing", "Share of the cells that pass quality control", _SHARE),
+    "n_transcripts": ("Transcripts", "Transcripts in the machine's output", {"format": "{:,.0f}"}),
+    "share_assigned": ("Assigned", "Share of the transcripts that are in a cell", _SHARE),
+    "median_transcripts_per_cell": ("Transcripts/cell", "Median of transcripts in a cell", {"format": "{:,.1f}"}),
+    "median_genes_per_cell": ("Genes/cell", "Median of genes in a cell", {"format": "{:,.1f}"}),
+    "median_area_um2": ("Area (µm²)", "Median area of a cell", {"format": "{:,.1f}"}),
+    "control_rate_in_cells": (
+        "Controls",
+        "Share of controls among the transcripts in cells",
+        {**_SHARE, "format": "{:.2%}"},
+    ),
+    "n_domains": ("Domains", "Spatial domains present", {"format": "{:,.0f}"}),
+    "gpu_hours": ("GPU-h", "Hours of a GPU", {"format": "{:,.2f}"}),
 }
 
 
@@ -93,7 +99,7 @@ def write_multiqc(qcs: Sequence[Path], folder: Path) -> Path:
         "description": "Cells and transcripts of each sample; its own report says more.",
         "plot_type": "table",
         "pconfig": {"id": "cellquilt_samples_table", "title": "cellquilt: samples", "col1_header": "Sample"},
-        "headers": {key: {"title": title, "description": text} for key, (title, text) in _MULTIQC.items()},
+        "headers": {key: {"title": title, "description": text, **how} for key, (title, text, how) in _MULTIQC.items()},
     }
     lines = [f"# {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()]
     lines.append("\t".join(("Sample", *_MULTIQC)))
