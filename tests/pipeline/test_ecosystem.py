@@ -1,7 +1,7 @@
 """What the field's own tools say of what is written for them: nf-core's lint of the schema, MultiQC of its table.
 
-Both are fetched by uv (``CELLQUILT_UV``, PATH or the cache of `make setup`) in the versions below; where that cannot be, the
-tests are skipped and say so.
+Both are fetched by uv (``CELLQUILT_UV``, PATH or the cache of `make setup`) in the versions below; where that cannot
+be, the tests are skipped and say so.
 """
 
 import json
