@@ -3,9 +3,11 @@ import groovy.json.JsonSlurper
 import java.nio.channels.FileChannel
 import java.nio.channels.OverlappingFileLockException
 import java.nio.file.Files
+import java.nio.file.LinkOption
 import java.nio.file.Path
 import java.nio.file.StandardCopyOption
 import java.nio.file.StandardOpenOption
+import java.nio.file.attribute.FileTime
 import nextflow.Global
 import nextflow.file.FileHelper
 import org.yaml.snakeyaml.DumperOptions
@@ -22,6 +24,8 @@ class Run {
     private static FileChannel lock = null
     /** The table of tasks that Nextflow writes, and what it is called as long as it grows. */
     private static Path trace = null, growing = null
+    /** Stands there as long as not all is published. */
+    private static Path unfinished = null
 
     // ------------------------------------------------------------------------------------------------ what main.nf calls
 
@@ -35,6 +39,7 @@ class Run {
         Files.createDirectories(info)
         takeLock(info.resolve('.lock'))
         keepTrace(workflow)
+        if (lock) beginPublishing(info.resolve('.unfinished'))
         def all = new TreeMap(params)
         Inputs.effective.each { name, value -> if (all[name] == null) all[name] = value }
         Files.writeString(info.resolve('params.json'), JsonOutput.prettyPrint(JsonOutput.toJson(all)) + '\n')
@@ -58,6 +63,43 @@ class Run {
             System.err.println("error: [outdir-in-use] another run writes into ${outdir} (wait until it ends, or choose another --outdir)")
             System.err.flush()
             System.exit(1)
+        }
+    }
+
+    /**
+     * Nextflow copies results file by file, and with -resume leaves alone what stands there already: of a run that was killed
+     * in between, that would be half a store. What such a run published is taken away, to be published again.
+     *
+     * @param mark stands there as long as results may be incomplete
+     */
+    private static void beginPublishing(Path mark) {
+        if (Files.exists(mark)) {
+            def since = changed(mark)
+            published().findAll { path -> newest(path) >= since }.each { path -> FileHelper.deletePath(path) }
+            Files.delete(mark)
+        }
+        Files.createFile(mark)
+        unfinished = mark
+    }
+
+    /** What lies in the folder of the results, and in its folders. */
+    private static List<Path> published() {
+        def entries = { Path parent -> Files.newDirectoryStream(parent).withCloseable { found -> found.toList() } }
+        return entries(folder).findAll { path -> path.fileName.toString() != 'pipeline_info' }
+            .collectMany { path -> Files.isDirectory(path, LinkOption.NOFOLLOW_LINKS) ? entries(path) : [path] }
+    }
+
+    private static FileTime newest(Path path) {
+        return Files.walk(path).withCloseable { found -> found.toList() }.collect { file -> changed(file) }.max()
+    }
+
+    /** When a file was put there, whatever time it bears. */
+    private static FileTime changed(Path path) {
+        try {
+            return Files.getAttribute(path, 'unix:ctime', LinkOption.NOFOLLOW_LINKS) as FileTime
+        }
+        catch (UnsupportedOperationException | IllegalArgumentException ignored) {
+            return Files.getLastModifiedTime(path, LinkOption.NOFOLLOW_LINKS)
         }
     }
 
@@ -90,6 +132,7 @@ class Run {
     /** Say how the run ended, name each failed sample with its cause, and write that into samples.tsv; the summary's text. */
     static String summary(Object workflow) {
         def tasks = lastAttempts(growing, workflow)
+        if (unfinished && !Global.session.aborted) Files.deleteIfExists(unfinished)
         if (growing != trace) Files.move(growing, trace, StandardCopyOption.REPLACE_EXISTING)
         def ends = preview ? ['PREVIEW', 'PREVIEW_STARDIST'] : ['REPORT', 'DOMAINS_ANNOTATE']
         def done = tasks.findAll { task -> stage(task) in ends && task.status in ['COMPLETED', 'CACHED'] }*.tag as Set
@@ -109,6 +152,8 @@ class Run {
         def report = tasks.find { task -> task.status == 'FAILED' && stage(task) == 'DOMAINS_REPORT' }
 
         def lines = ["cellquilt: ${slides.size() - failed.size()} of ${slides.size()} samples done in ${workflow.duration}; results in ${outdir}"]
+        def gpuHours = rows(folder.resolve('samples.tsv')).findAll { row -> row.sample in done }.collect { row -> hours(row.gpu_hours) }.sum(0.0)
+        if (!preview && gpuHours > 0) lines << "  ${gpuHours} hours of GPUs"
         (failed + without + lacking).each { id, failure ->
             lines << "  ${failure.status}: ${id}${failure.stage ? " in ${failure.stage}" : ''}: ${failure.cause}"
             if (failure.hint) lines << "    hint: ${failure.hint}"
@@ -128,11 +173,20 @@ class Run {
 
     /** The slides that are done, and of which nothing failed, in which there was nothing to find domains from. */
     private static Map<String, Map> withoutDomains(Path table, Set done) {
-        if (preview || !Files.exists(table)) return [:]
-        def rows = Files.readAllLines(table)*.split('\t', -1)*.toList()
-        return rows.drop(1).collect { row -> [rows[0], row].transpose().collectEntries() }
+        if (preview) return [:]
+        return rows(table)
             .findAll { row -> row.sample in done && row.status == 'done' && row.cause }
             .collectEntries { row -> [row.sample, row.subMap(['status', 'stage', 'error', 'cause', 'hint', 'log'])] }
+    }
+
+    /** The rows of samples.tsv by its columns; none where it is not there. */
+    private static List<Map<String, String>> rows(Path table) {
+        def rows = Files.exists(table) ? Files.readAllLines(table)*.split('\t', -1)*.toList() : []
+        return rows.drop(1).collect { row -> [rows[0], row].transpose().collectEntries() }
+    }
+
+    private static BigDecimal hours(String text) {
+        return text?.isBigDecimal() ? text.toBigDecimal() : 0.0
     }
 
     // ------------------------------------------------------------------------------------------------------------- failures
@@ -183,7 +237,12 @@ class Run {
         def failed = failedTasks(slide, tasks)
         def task = failed ? failed[0] : null
         if (!task) {
-            return [stage: '', error: 'run-ended', cause: withoutFolders(firstLine(workflow.errorMessage) ?: 'the run ended before it'), hint: 'start again with -resume', log: '']
+            // Of what ended the run outside of a task, Nextflow's report has the cause in words.
+            def report = workflow.errorReport?.toString() ?: ''
+            def cause = firstLine(workflow.errorMessage) ?: firstLine(report.contains('Caused by:') ? report.split('Caused by:')[1] : '') ?: 'the run ended before it'
+            def full = cause.contains('No space left on device') || isFull(workflow.workDir as Path)
+            def (error, hint) = full ? ['disk-full', 'free some space or point -work-dir or --outdir elsewhere, then -resume'] : ['run-ended', 'start again with -resume']
+            return [stage: '', error: error, cause: withoutFolders(cause), hint: hint, log: '']
         }
         return found(task, workflow)
     }

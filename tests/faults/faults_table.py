@@ -75,9 +75,9 @@ FAULTS: dict[str, Fault] = {
     ),
     "image-cut": Fault("an input TIFF cut to half once the run has started", "tiff-truncated", "mend it, `-resume`"),
     "transcripts-cut": Fault(
-        "an input Parquet cut to half once the run has started", "parquet-unreadable", "mend it, `-resume`"
+        "an input Parquet cut to half once the run has started", "transcripts-unreadable", "mend it, `-resume`"
     ),
-    "input-vanishes": Fault("an input moved away once the run has started", "input-missing", "mend it, `-resume`"),
+    "input-vanishes": Fault("an input moved away once the run has started", "transcripts-not-found", "mend it, `-resume`"),
     "input-unreachable": Fault(
         "an input that is a link into nowhere when the run starts", "input-invalid", "mend it, `-resume`"
     ),

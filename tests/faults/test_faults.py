@@ -106,7 +106,7 @@ def test_a_task_that_is_refused_memory_is_tried_with_more(scene: Scene, outcome)
 def test_a_worker_that_hangs_is_ended_by_the_time_limit(scene: Scene, outcome):
     """A task that stands still, as one does that waits for a disk which is gone."""
     scene.finished_until("SEGMENT_GENERIC")
-    text = "process { withName: SEGMENT_GENERIC { time = '40 s' } }\n"
+    text = "process { withName: SEGMENT_GENERIC { time = '25 s' } }\n"
     going = scene.start("one", "-resume", "--max_retries", 0, *scene.config(text))
     stopped = going.program("segment.py")[0]
     kill([stopped], signal.SIGSTOP)
@@ -435,7 +435,9 @@ def test_a_container_that_is_killed_for_memory(scene: Scene, outcome):
     store = dict(word.split("=", 1) for word in shlex.split(said) if "=" in word)
     scene.finished_until("SEGMENT_GENERIC")
     memory = "task.attempt == 1 ? 20.MB : 2.GB"
-    patches = f"withName: SEGMENT_GENERIC {{ container = '{image}'; memory = {{ {memory} }} }}"
+    patches = (
+        f"withName: SEGMENT_GENERIC {{ container = '{image}'; containerOptions = '--user=0'; memory = {{ {memory} }} }}"
+    )
     text = f"podman.enabled = true\nprocess {{ {patches} }}\n"
     run = scene.resume("one", *scene.config(text), **store)
     tries = [(task["attempt"], task["exit"]) for task in run.trace if task["process"].endswith("SEGMENT_GENERIC")]
