@@ -5,7 +5,7 @@ PYTEST := $(CORE)/python -m pytest
 CODE   := python/src tests bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test test-fast test-faults check-baysor bench lint format generate images clean
+.PHONY: help setup demo run test test-fast test-faults check-baysor bench lint format generate images docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +51,10 @@ lint: setup ## Style, types and the order of the layers
 images: setup ## Build and try the container images (IMAGES="core cellpose4" for some)
 	@scripts/images.sh $(IMAGES)
 
+docs: STAGES = core
+docs: setup ## Build the documentation as a site, strictly: missing pages and links to nowhere are errors
+	@scripts/docs.sh $(ARGS)
+
 format: setup ## Format the code and mend what can be mended
 	$(CORE)/ruff check --fix --config python/pyproject.toml $(CODE)
 	$(CORE)/ruff format --config python/pyproject.toml $(CODE)
@@ -59,5 +63,5 @@ generate: setup ## Write the schemas, parameter defaults and parameter page from
 	$(CORE)/python -m cellquilt.core.schema .
 
 clean: ## Remove what runs and tests leave behind (environments and results stay)
-	rm -rf .nextflow .nextflow.log* work demo-results .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .nextflow .nextflow.log* work demo-results site .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
