@@ -75,18 +75,22 @@ class Run {
     private static void beginPublishing(Path mark) {
         if (Files.exists(mark)) {
             def since = changed(mark)
-            published().findAll { path -> newest(path) >= since }.each { path -> FileHelper.deletePath(path) }
+            published().findAll { path -> newest(path) >= since }.each { path ->
+                Files.isSymbolicLink(path) ? Files.delete(path) : FileHelper.deletePath(path)
+            }
             Files.delete(mark)
         }
         Files.createFile(mark)
         unfinished = mark
     }
 
-    /** What lies in the folder of the results, and in its folders. */
+    /** Files and stores that tasks publish, as far as they are there. */
     private static List<Path> published() {
-        def entries = { Path parent -> Files.newDirectoryStream(parent).withCloseable { found -> found.toList() } }
-        return entries(folder).findAll { path -> path.fileName.toString() != 'pipeline_info' }
-            .collectMany { path -> Files.isDirectory(path, LinkOption.NOFOLLOW_LINKS) ? entries(path) : [path] }
+        def ofTasks = (slides.keySet() + ['cohort', 'multiqc']).collect { name -> folder.resolve(name) }
+            .findAll { parent -> Files.isDirectory(parent, LinkOption.NOFOLLOW_LINKS) }
+            .collectMany { parent -> Files.newDirectoryStream(parent).withCloseable { found -> found.toList() } }
+        return ofTasks + [folder.resolve('samples.tsv'), folder.resolve('pipeline_info/checksums.tsv')]
+            .findAll { file -> Files.exists(file, LinkOption.NOFOLLOW_LINKS) }
     }
 
     private static FileTime newest(Path path) {
@@ -241,8 +245,9 @@ class Run {
             def report = workflow.errorReport?.toString() ?: ''
             def cause = firstLine(workflow.errorMessage) ?: firstLine(report.contains('Caused by:') ? report.split('Caused by:')[1] : '') ?: 'the run ended before it'
             def full = cause.contains('No space left on device') || isFull(workflow.workDir as Path)
-            def (error, hint) = full ? ['disk-full', 'free some space or point -work-dir or --outdir elsewhere, then -resume'] : ['run-ended', 'start again with -resume']
-            return [stage: '', error: error, cause: withoutFolders(cause), hint: hint, log: '']
+            def ended = [error: 'run-ended', hint: 'start again with -resume']
+            if (full) ended = [error: 'disk-full', hint: 'free some space or point -work-dir or --outdir elsewhere, then -resume']
+            return [stage: '', error: ended.error, cause: withoutFolders(cause), hint: ended.hint, log: '']
         }
         return found(task, workflow)
     }
