@@ -7,9 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = re.search(r"^ *version *= *'(.+)'", (ROOT / "nextflow.config").read_text(), flags=re.M)[1]
-#: Those that are built here if they are not there; the others take torch or TensorFlow and are tested where they are.
-BUILT = ("core", "proseg")
-OTHERS = ("domains", "cellpose", "cellpose4", "stardist")
+#: Those that are built here if they are not there; the others are tested where they are.
+BUILT = ("core", "proseg", "cellpose")
+OTHERS = ("domains", "cellpose4", "stardist")
 
 
 class Engine:

@@ -340,9 +340,10 @@ def test_level_shapes_round_up_and_stop() -> None:
 
 
 _MEMORY = """
-import resource, sys
+import sys
 import numpy as np
 from pathlib import Path
+from cellquilt.core.record import peak_rss_mb
 from cellquilt.core.images import ImageWriter, Image
 height, width = int(sys.argv[1]), int(sys.argv[2])
 block = np.random.default_rng(0).poisson(90, (512, 512)).astype(np.uint16)
@@ -351,7 +352,7 @@ with ImageWriter(sys.argv[3], (1, height, width), "uint16", ["a"], {}, chunk_px=
         for x in range(0, width, 512):
             writer.write(block, y, x, 0)
 assert Image(sys.argv[3]).read(0, 512, 0, 512)[0, 7, 7] == block[7, 7]
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(peak_rss_mb())
 """
 
 

@@ -348,13 +348,14 @@ def test_a_multi_file_image_with_a_file_missing(tmp_path) -> None:
 
 
 _MEMORY = """
-import resource, sys
+import sys
 from pathlib import Path
+from cellquilt.core.record import peak_rss_mb
 from cellquilt.core.settings import Settings
 from cellquilt.readers import convert_slide
 settings = Settings(pixel_size_um=1, chunk_px=512, memory_mb=200)
 convert_slide(Path(sys.argv[1]), technology="ome_tif", output=Path(sys.argv[1] + ".zarr"), settings=settings)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(peak_rss_mb())
 """
 
 

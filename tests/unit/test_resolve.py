@@ -621,9 +621,10 @@ def test_channels_of_pixels_belong_to_one_cell_each():
 # --- memory -----------------------------------------------------------------------------------------------------
 
 RESOLVE_IN_CHILD = """
-import resource, sys
+import sys
 from pathlib import Path
 import numpy as np
+from cellquilt.core.record import peak_rss_mb
 from cellquilt.core.settings import Settings
 from cellquilt.resolve import stage
 width, folder = int(sys.argv[1]), Path(sys.argv[2])
@@ -631,7 +632,7 @@ frame = {"global": np.eye(3), "microns": np.eye(3)}
 stage._image_frame = lambda store: (frame, (width, width))  # a slide of that size without its pixels
 results = sorted(folder.glob("*.parquet"))
 stage.resolve_slide(folder / "s.zarr", results, settings=Settings(expand_um=4), output=folder / "out.zarr")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(peak_rss_mb())
 """
 
 
