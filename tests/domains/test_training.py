@@ -207,7 +207,7 @@ OPTIONS = {
     "negative": ({"recipe": "published", "lr": -1.0}, "option-invalid"),
     "no epoch": ({"recipe": "published", "max_epochs": 0}, "option-invalid"),
     "heads that do not divide": ({"recipe": "published", "hidden_size": 100, "heads": 8}, "option-invalid"),
-    "no such device": ({"recipe": "published", "device": "cuda:99"}, "device-missing"),
+    "no such device": ({"recipe": "published", "device": "cuda:99"}, "gpu-missing"),
     "an option of the other recipe": ({"recipe": "factors", "max_epochs": 3}, "options-unknown"),
     "no such recipe": ({"recipe": "factor"}, "recipe-unknown"),
 }

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cellquilt.core import gpus
 from cellquilt.core.errors import CellquiltError
-from cellquilt.core.log import LOG
 from cellquilt.patches.bundle import Bundle
 from cellquilt.patches.grid import Axis, Lattice, Patch
 from cellquilt.segment.diameter import expected_diameter
@@ -44,6 +44,10 @@ OTHER_DIAMETER_PX = 30.0
 _CELL_UM = 15.0
 _TILE = {"3": 224, "4": 256}
 _INPUTS = {"3": 2, "4": 3}
+#: Tiles that several small patches are gathered to, where nothing else is known.
+_GATHERED_TILES = 8
+#: Tiles of the batch that is measured.
+_MEASURED_TILES = 4
 
 
 # --- planning: without the library
@@ -262,23 +266,12 @@ class CellposeSegmenter:
         torch.set_num_threads(max(1, int(engine.get("threads") or 1)))
         torch.use_deterministic_algorithms(True, warn_only=True)
         self.device = _device(torch, bool(engine.get("gpu")))
-        try:
-            self.net = (
-                _load_3(torch, weights)
-                if self.generation == "3"
-                else _load_4(torch, weights, self.device.type != "cpu")
-            )
-        except CellquiltError:
-            raise
-        except Exception as error:  # torch and cellpose raise whatever they like about a bad file
-            raise CellquiltError(
-                "weights-unreadable",
-                f"{weights} does not hold Cellpose {self.generation} weights: {error}",
-                "Cellpose 3 and 4 files are not interchangeable; choose --cellpose_generation to match",
-            ) from error
-        self.net = self.net.to(self.device).eval()
-        if self.device.type == "cpu" and self.generation == "3":
-            self.net = self.net.to(memory_format=torch.channels_last)  # a third less time
+        self._weights = weights
+        self.net = self._network(self.device)
+        self._net_on_cpu: Any = None
+        given = engine.get("batch_size")
+        #: Tiles in a batch; None until a first one was measured.
+        self.batch_size: int | None = int(given or _GATHERED_TILES) if given or self.device.type != "cuda" else None
         self.facts: dict[str, Any] = {
             "engine_version": found,
             "torch_version": torch.__version__,
@@ -287,6 +280,23 @@ class CellposeSegmenter:
             "threads": torch.get_num_threads(),
             "device": self.device.type,
         }
+
+    def _network(self, device: Any) -> Any:
+        torch, weights = self._torch, self._weights
+        try:
+            net = _load_3(torch, weights) if self.generation == "3" else _load_4(torch, weights, device.type != "cpu")
+        except CellquiltError:
+            raise
+        except Exception as error:  # torch and cellpose raise whatever they like about a bad file
+            raise CellquiltError(
+                "weights-unreadable",
+                f"{weights} does not hold Cellpose {self.generation} weights: {error}",
+                "Cellpose 3 and 4 files are not interchangeable; choose --cellpose_generation to match",
+            ) from error
+        net = net.to(device).eval()
+        if device.type == "cpu" and self.generation == "3":
+            net = net.to(memory_format=torch.channels_last)  # a third less time
+        return net
 
     def segment(self, bundle: Bundle) -> Iterator[PatchLabels]:
         """See `engine.Segmenter`. Tiles of several small patches go through the network together."""
@@ -308,7 +318,7 @@ class CellposeSegmenter:
                 yield PatchLabels(item.patch, None, time.perf_counter() - started, error)
                 continue
             waiting.append((item.patch, time.perf_counter() - started))
-            if len(inputs) < int(self.engine["batch_size"]) and position < last:
+            if len(inputs) < (self.batch_size or _GATHERED_TILES) and position < last:
                 continue
             yield from self._finish(waiting, inputs, outputs, tiles_of, uses, axes)
             waiting, inputs = [], {}
@@ -328,7 +338,7 @@ class CellposeSegmenter:
         failure: Exception | None = None
         try:
             outputs.update(self.run_tiles(inputs))
-        except RuntimeError as error:  # out of memory and the like
+        except (RuntimeError, CellquiltError) as error:  # out of memory and the like
             failure = error
         each = (time.perf_counter() - started) / len(waiting)
         for patch, before in waiting:
@@ -351,21 +361,88 @@ class CellposeSegmenter:
         `inputs` is emptied on the way, to save memory.
 
         On the CPU a batch saves no time, so tiles go one by one: the bits of a tile's result then do not depend on
-        which tiles happen to be in its batch.
+        which tiles happen to be in its batch. On a GPU a first batch is measured where no size was given; a batch that
+        does not fit is halved.
+
+        Raises
+        ------
+        CellquiltError
+            ``gpu-out-of-memory``.
         """
-        torch = self._torch
         outputs: dict[tuple[int, int], np.ndarray] = {}
         keys = list(inputs)
-        size = 1 if self.device.type == "cpu" else max(1, int(self.engine["batch_size"]))
-        with torch.inference_mode():
-            for begin in range(0, len(keys), size):
-                batch = keys[begin : begin + size]
-                tensor = torch.from_numpy(np.stack([inputs.pop(key) for key in batch])).to(self.device)
-                if self.generation == "4":
-                    tensor = tensor.to(next(self.net.parameters()).dtype)
-                result = self.net(tensor)[0].float().cpu().numpy()
-                outputs.update(zip(batch, result, strict=True))
+        if self.device.type == "cpu":
+            for key in keys:
+                outputs[key] = self._forward(self.net, self.device, [inputs.pop(key)])[0]
+            return outputs
+        if self.batch_size is None and keys:
+            first, keys = keys[:_MEASURED_TILES], keys[_MEASURED_TILES:]
+            self.batch_size = self._measured(first, inputs, outputs)
+        if keys:
+            assert self.batch_size is not None
+            self.batch_size = self._run_batches(keys, self.batch_size, inputs, outputs)
+        self.facts["batch_size"] = self.batch_size
         return outputs
+
+    def _measured(
+        self,
+        keys: list[tuple[int, int]],
+        inputs: dict[tuple[int, int], np.ndarray],
+        outputs: dict[tuple[int, int], np.ndarray],
+    ) -> int:
+        """Run a small batch; how many tiles fit by what it took."""
+        cuda = self._torch.cuda
+        cuda.empty_cache()
+        cuda.reset_peak_memory_stats(self.device)
+        before = cuda.memory_allocated(self.device)
+        fitted = self._run_batches(keys, len(keys), inputs, outputs)
+        if fitted < len(keys):
+            return fitted
+        peak = cuda.max_memory_allocated(self.device) - before
+        cuda.empty_cache()
+        free, _ = cuda.mem_get_info(self.device)
+        return gpus.fitting_items(free, peak, len(keys))
+
+    def _run_batches(
+        self,
+        keys: list[tuple[int, int]],
+        size: int,
+        inputs: dict[tuple[int, int], np.ndarray],
+        outputs: dict[tuple[int, int], np.ndarray],
+    ) -> int:
+        """Run tiles on the GPU; how many are left in a batch."""
+        batches = gpus.in_batches(
+            keys,
+            size,
+            lambda batch: self._forward(self.net, self.device, [inputs[key] for key in batch]),
+            release=self._release,
+            unit="tiles",
+            instead=(lambda batch: self._on_cpu([inputs[key] for key in batch])) if gpus.fallback() else None,
+        )
+        for batch, result, left in batches:
+            outputs.update(zip(batch, result, strict=True))
+            for key in batch:
+                del inputs[key]
+            size = left
+        return size
+
+    def _forward(self, net: Any, device: Any, tiles: list[np.ndarray]) -> np.ndarray:
+        with self._torch.inference_mode():
+            tensor = self._torch.from_numpy(np.stack(tiles)).to(device)
+            if self.generation == "4":
+                tensor = tensor.to(next(net.parameters()).dtype)
+            result: np.ndarray = net(tensor)[0].float().cpu().numpy()
+        return result
+
+    def _on_cpu(self, tiles: list[np.ndarray]) -> np.ndarray:
+        place = self._torch.device("cpu")
+        if self._net_on_cpu is None:
+            self._net_on_cpu = self._network(place)
+        self.facts["tiles_on_cpu"] = self.facts.get("tiles_on_cpu", 0) + len(tiles)
+        return self._forward(self._net_on_cpu, place, tiles)
+
+    def _release(self) -> None:
+        (self._torch.mps if self.device.type == "mps" else self._torch.cuda).empty_cache()
 
     def _labels(
         self, patch: Patch, outputs: Mapping[tuple[int, int], np.ndarray], axes: tuple[Axis, Axis]
@@ -403,12 +480,13 @@ class CellposeSegmenter:
 def _device(torch: Any, gpu: bool) -> Any:
     if not gpu:
         return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    LOG.warning("a GPU was asked for but torch sees none; running on the CPU")
-    return torch.device("cpu")
+    found = gpus.want_gpu(
+        "--cellpose_gpu (gpu=True)",
+        gpus.about_torch(torch),
+        lambda: torch.cuda.is_available() or torch.backends.mps.is_available(),
+        "leave --cellpose_gpu out",
+    )
+    return torch.device(("cuda" if torch.cuda.is_available() else "mps") if found else "cpu")
 
 
 def _load_3(torch: Any, weights: Path) -> Any:

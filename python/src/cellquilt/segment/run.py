@@ -240,11 +240,10 @@ def _entry(result: PatchLabels) -> dict[str, Any]:
 def _patch_failed(result: PatchLabels, bundle: Bundle) -> CellquiltError:
     y0, y1, x0, x1 = result.patch.window
     cause = result.error.message if isinstance(result.error, CellquiltError) else repr(result.error)
-    return CellquiltError(
-        "patch-failed",
-        f"sample {bundle.sample}, patch {result.patch.index} (y {y0}-{y1}, x {x0}-{x1}): {cause}",
-        "--on_patch_error skip goes on without the patch and says so",
-    )
+    message = f"sample {bundle.sample}, patch {result.patch.index} (y {y0}-{y1}, x {x0}-{x1}): {cause}"
+    if isinstance(result.error, CellquiltError) and result.error.code == "gpu-out-of-memory":
+        return CellquiltError("gpu-out-of-memory", message, result.error.hint)  # not the patch's fault
+    return CellquiltError("patch-failed", message, "--on_patch_error skip goes on without the patch and says so")
 
 
 def patch_objects(

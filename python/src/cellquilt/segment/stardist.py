@@ -9,12 +9,13 @@ path. Names of StarDist's own registry are understood too, where its hub is reac
 """
 
 import contextlib
+import gc
 import hashlib
 import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cellquilt.core import gpus
 from cellquilt.core.errors import CellquiltError, did_you_mean
 from cellquilt.core.log import LOG
 from cellquilt.patches.bundle import Bundle
@@ -462,20 +464,54 @@ class StarDistSegmenter:
         """
         colours = len(pixels) > 1
         image = np.moveaxis(pixels, 0, -1) if colours else pixels[0]
-        # Tiles of the library's own, which overlap by all that the network sees: they bound memory and change nothing.
-        side = math.sqrt(self.memory_mb * 1e6 / (_BYTES * self.description.filters)) - 2 * self.description.reach
-        tiles = [math.ceil(length / max(side, _LEAST_TILE_PX)) for length in image.shape[:2]] + [1] * colours
-        with _quiet():
-            _, found = self.model.predict_instances(
-                np.ascontiguousarray(image),
-                axes="YXC" if colours else "YX",
-                n_tiles=tiles,
-                show_tile_progress=False,
-                return_labels=False,
-                **self.thresholds,
-            )
+        found = self._predict(np.ascontiguousarray(image))
         rays = int(self.model.config.n_rays)
         return np.asarray(found["coord"], np.float64).reshape(-1, 2, rays), np.asarray(found["prob"], np.float64)
+
+    def _predict(self, image: np.ndarray) -> dict[str, Any]:
+        """What the library finds in a (h, w) or (h, w, C) image, within the memory that there is."""
+        reach, pixel_bytes = self.description.reach, _BYTES * self.description.filters
+
+        def in_tiles(memory_mb: int) -> dict[str, Any]:
+            # Of the library's own, which overlap by all that the network sees: they bound memory and change nothing.
+            side = max(math.sqrt(memory_mb * 1e6 / pixel_bytes) - 2 * reach, _LEAST_TILE_PX)
+            with _quiet():
+                _, found = self.model.predict_instances(
+                    image,
+                    axes="YXC"[: image.ndim],
+                    n_tiles=[math.ceil(length / side) for length in image.shape[:2]] + [1] * (image.ndim - 2),
+                    show_tile_progress=False,
+                    return_labels=False,
+                    **self.thresholds,
+                )
+            return found
+
+        if self.facts["device"] == "cpu":
+            return in_tiles(self.memory_mb)
+
+        def needed_mb(side_px: int) -> int:
+            return math.ceil((side_px + 2 * reach) ** 2 * pixel_bytes / 1e6)
+
+        size = min(self.memory_mb, needed_mb(max(image.shape[:2])))
+        found, left = gpus.shrinking(
+            size,
+            in_tiles,
+            is_oom=gpus.out_of_memory,
+            release=gc.collect,
+            least=needed_mb(_LEAST_TILE_PX),
+            unit="MB of tiles",
+            instead=partial(self._on_cpu, in_tiles) if gpus.fallback() else None,
+        )
+        if left < size:
+            self.memory_mb = left
+        return found
+
+    def _on_cpu(self, in_tiles: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+        import tensorflow as tf
+
+        self.facts["patches_on_cpu"] = self.facts.get("patches_on_cpu", 0) + 1
+        with tf.device("/CPU:0"):
+            return in_tiles(self.memory_mb)
 
 
 def drawn(outlines: np.ndarray, confidence: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -537,17 +573,20 @@ def _device(threads: int, gpu: bool) -> tuple[int, str]:
     """
     import tensorflow as tf
 
-    found = tf.config.list_physical_devices("GPU")
+    gpu = gpu and gpus.want_gpu(
+        "--stardist_gpu (gpu=True)",
+        f"TensorFlow {tf.__version__}{'' if tf.test.is_built_with_cuda() else ', built without CUDA,'}",
+        lambda: tf.config.list_physical_devices("GPU"),
+        "leave --stardist_gpu out",
+    )
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
         if not gpu:
             tf.config.set_visible_devices([], "GPU")
-        for device in found if gpu else []:
+        for device in tf.config.list_physical_devices("GPU") if gpu else []:
             tf.config.experimental.set_memory_growth(device, True)
     except RuntimeError:  # in a notebook TensorFlow may run already, and keeps what it was started with
         LOG.debug("TensorFlow runs already; its threads and devices stay as they are")
     tf.config.experimental.enable_op_determinism()
-    if gpu and not found:
-        LOG.warning("a GPU was asked for but TensorFlow sees none; running on the CPU")
-    return tf.config.threading.get_intra_op_parallelism_threads() or threads, "gpu" if gpu and found else "cpu"
+    return tf.config.threading.get_intra_op_parallelism_threads() or threads, "gpu" if gpu else "cpu"

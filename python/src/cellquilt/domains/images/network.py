@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cellquilt.core import gpus
 from cellquilt.core.errors import CellquiltError, did_you_mean, did_you_mean_file
 from cellquilt.domains.devices import device_of
 from cellquilt.segment.generic import import_function
@@ -47,23 +48,31 @@ class Network:
     about: dict[str, Any]
 
     def __call__(self, patches: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(n, n_features) float32 of (n, channels, size, size) patches.
+        """(n, n_features) float32 of (n, channels, size, size) patches; on a GPU, in parts where they do not fit.
 
         Raises
         ------
         CellquiltError
-            ``image-model-failed``.
+            ``image-model-failed``, ``gpu-out-of-memory``.
         """
         import torch
 
         shape = patches.shape
         scaled = (patches - self.mean[:, None, None]) / self.std[:, None, None]
         try:
-            with torch.inference_mode():
-                found = self.call(torch.from_numpy(scaled).to(self.device))
-            if isinstance(found, torch.Tensor):
-                found = found.float().cpu().numpy()
-            features: NDArray[np.float32] = np.asarray(found, dtype=np.float32)
+            if self.device.type != "cuda":
+                features = self._features(scaled)
+            else:
+                parts = gpus.in_batches(
+                    range(len(scaled)),
+                    max(len(scaled), 1),
+                    lambda rows: self._features(scaled[rows[0] : rows[-1] + 1]),
+                    release=torch.cuda.empty_cache,
+                    unit="patches of an image",
+                )
+                features = np.concatenate([part for _, part, _ in parts])
+        except CellquiltError:
+            raise
         except Exception as error:  # of anybody's network
             raise CellquiltError(
                 "image-model-failed",
@@ -83,6 +92,15 @@ class Network:
                 "has the image pixels that are none?",
             )
         return features
+
+    def _features(self, scaled: NDArray[np.float32]) -> NDArray[np.float32]:
+        import torch
+
+        with torch.inference_mode():
+            found = self.call(torch.from_numpy(scaled).to(self.device))
+        if isinstance(found, torch.Tensor):
+            found = found.float().cpu().numpy()
+        return np.asarray(found, dtype=np.float32)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError, did_you_mean
+from cellquilt.core.gpus import find_gpus
 from cellquilt.core.log import LOG, progress
 from cellquilt.domains.devices import device_of
 from cellquilt.domains.expression import Expression, Vocabulary
@@ -461,6 +462,8 @@ def _train_together(
 
     from cellquilt.domains.published.checkpoint import read_published
 
+    if options.device in ("auto", "cuda"):
+        find_gpus(torch.cuda.is_available, options.processes)  # for all: they see what this process has taken
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         encoder.save(work / "start", encoder.prototypes)
@@ -476,7 +479,8 @@ def _one_of_many(rank: int, work: Path, slides: Slides, options: TrainingOptions
     from cellquilt.domains.published.checkpoint import read_published
 
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    backend = "nccl" if torch.cuda.is_available() and options.device != "cpu" else "gloo"
+    own = options.device != "cpu" and torch.cuda.is_available() and torch.cuda.device_count() >= options.processes
+    backend = "nccl" if own else "gloo"  # which also knows processes that share a GPU
     torch.distributed.init_process_group(
         backend, init_method=f"file://{work / 'meet'}", rank=rank, world_size=options.processes
     )
