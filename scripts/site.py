@@ -28,6 +28,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             return found.group(0)
         if path.suffix == ".md" and path.is_relative_to(ROOT / "docs"):
             relative = path.relative_to(ROOT / "docs").as_posix()
+            if text.endswith(".md"):  # in the repository a file is named, here its title
+                text = path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
             return f"[{text}]({'../' * len(here.parts)}{relative}{anchor})"
         name = path.relative_to(ROOT).as_posix()
         return f"`{name}`" if name in text else f"{text} (`{name}`)"

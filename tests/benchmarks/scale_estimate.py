@@ -1,4 +1,4 @@
-"""The table of docs/scale.md: what `--estimate` says of slides that are not there, from their sizes.
+"""The tables of docs/scale.md: what `--estimate` says of slides that are not there, from their sizes.
 
     .venv/core/bin/python tests/benchmarks/scale_estimate.py
 
@@ -45,9 +45,9 @@ def contents(name: str) -> Contents:
     )  # fmt: skip
 
 
-def row(name: str, method: str, count: int, domains: str = "none") -> str:
-    """A row of the table, of so many slides that are alike."""
-    settings = Settings({**METHODS[method], "domains": domains, "cellpose_channels": "DAPI"})
+def rows(name: str, method: str, count: int) -> tuple[list[str], list[str]]:
+    """Rows of both tables, of so many slides that are alike."""
+    settings = Settings({**METHODS[method], "cellpose_channels": "DAPI"})
     found, slide = contents(name), Row(name, "merscope")
     tasks = tasks_of_sample(slide, settings, found)
     one = costs_of(tasks)
@@ -62,14 +62,17 @@ def row(name: str, method: str, count: int, domains: str = "none") -> str:
         for offer in (ON_DEMAND, SPOT)
     ]
     money.append(count * published / 1e9 * ON_DEMAND["storage_gb_month"])
-    cells = [
-        f"{count:,} × {name}", method, f"{sum(total.tasks.values()):,}", f"{total.cpu_h:,.{0 if count > 1 else 1}f}",
+    slides = f"{count:,} × {name}"
+    needs = [
+        slides, method, f"{sum(total.tasks.values()):,}", f"{total.cpu_h:,.{0 if count > 1 else 1}f}",
         f"{total.gpu_h:,.{0 if count > 1 else 2}f}" if total.gpu_h else "",
         f"{asked_mb(largest) / 1024:.1f} GB `{largest.process}`", f"{sum(path.values()) / 3600:.1f} h",
-        *map(_bytes, (count * found.raw_bytes, count * work, count * published)),
+    ]  # fmt: skip
+    costs = [
+        slides, method, *map(_bytes, (count * found.raw_bytes, count * work, count * published)),
         *(f"{cost:,.{0 if cost > 20 else 2}f}" for cost in money),
     ]  # fmt: skip
-    return "| " + " | ".join(cells) + " |"
+    return needs, costs
 
 
 def asked_mb(task: Task) -> int:
@@ -88,13 +91,19 @@ def most_slides(process: str) -> int:
 
 
 if __name__ == "__main__":
-    head = (
-        "slides", "method", "tasks", "CPU-h", "GPU-h", "largest request", "longest way", "read", "work", "results",
-        "on demand", "spot", "storage a month",
-    )  # fmt: skip
-    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
-    for name, count in (("region", 1), ("region", 10_000), ("whole slide", 1)):
-        for method in METHODS:
-            print(row(name, method, count))
+    kinds = [
+        (name, method, count)
+        for name, count in (("region", 1), ("region", 10_000), ("whole slide", 1))
+        for method in METHODS
+    ]
+    heads = (
+        ("slides", "method", "tasks", "CPU-h", "GPU-h", "largest request", "longest way"),
+        ("slides", "method", "read", "work", "results", "on demand", "spot", "storage a month"),
+    )
+    for which, head in enumerate(heads):
+        print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
+        for kind in kinds:
+            print("| " + " | ".join(rows(*kind)[which]) + " |")
+        print()
     for process in ("DOMAINS_TRAIN", "DOMAINS_ASSIGN", "DOMAINS_REPORT"):
         print(f"{process}: up to {most_slides(process)} regions of {contents('region').cells:,} cells")

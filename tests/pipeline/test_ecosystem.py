@@ -1,6 +1,6 @@
-"""What the field's own tools say of what is written for them: nf-core's lint of the schema, MultiQC of its table.
+"""What the field's own tools say of what is written for them: nf-core's lint, MultiQC, MkDocs, the format of citations.
 
-Both are fetched by uv (``CELLQUILT_UV``, PATH or the cache of `make setup`) in the versions below; where that cannot
+They are fetched by uv (``CELLQUILT_UV``, PATH or the cache of `make setup`) in the versions below; where that cannot
 be, the tests are skipped and say so.
 """
 
@@ -12,22 +12,28 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from cellquilt import __version__
 from cellquilt.core.settings import SETTINGS
 from runner import ROOT
 
 pytestmark = pytest.mark.slow
 
-NF_CORE, MULTIQC = "nf-core==4.2.1", "multiqc==1.35"
+NF_CORE, MULTIQC, CFFCONVERT = "nf-core==4.2.1", "multiqc==1.35", "cffconvert==2.0.0"
 
 
-def tool(package: str) -> list[str]:
-    """The command that runs a package's program of the same name; skips where it cannot be had."""
+def tool(package: str, *, beside: str = "") -> list[str]:
+    """The command that runs a package's program of the same name; skips where it cannot be had.
+
+    ``beside`` is another package that it needs and does not name.
+    """
     cache = Path(os.environ.get("CELLQUILT_CACHE", Path.home() / ".cache/cellquilt"))
     uv = os.environ.get("CELLQUILT_UV") or shutil.which("uv") or cache / "uv/bin/uv"
     if not Path(uv).exists():
         pytest.skip(f"NOT TESTED: {package} needs uv, which is neither on PATH nor at {uv}")
     python = str(Path(sys.executable).resolve())
-    command = [str(uv), "tool", "run", "--python", python, "--from", package, package.split("==")[0]]
+    command = [str(uv), "tool", "run", "--python", python, "--from", package]
+    command += [*(("--with", beside) if beside else ()), package.split("==")[0]]
     tried = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=600, check=False)
     if tried.returncode:
         pytest.skip(f"NOT TESTED: {package} cannot be had here: {tried.stderr[-300:]}")
@@ -84,3 +90,38 @@ def test_multiqc_shows_every_sample(tmp_path):
     page = (tmp_path / "out/multiqc_report.html").read_text()
     for shown in ("87.5%", "0.12%", "Area (µm²)"):
         assert shown in page, shown
+
+
+def test_citation_is_valid_and_of_this_version(tmp_path):
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__
+    assert citation["license"] == "BSD-3-Clause"
+    command = [*tool(CFFCONVERT, beside="setuptools<81"), "--validate", "-i", str(ROOT / "CITATION.cff")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"), [("", ""), ("[a](nowhere.md)", "nowhere.md"), ("[a](usage.md#nowhere)", "nowhere")]
+)
+def test_documentation_is_a_site_without_links_to_nowhere(tmp_path, wrong, says):
+    for name in ("mkdocs.yml", "README.md", "scripts", "docs", "conf", "LICENSE", "CITATION.cff"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+        copy(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv/core/bin").mkdir(parents=True)
+    (tmp_path / ".venv/core/bin/python").symlink_to(Path(sys.executable).resolve())
+    with (tmp_path / "docs/output.md").open("a") as page:
+        page.write(f"\n{wrong}\n")
+    done = subprocess.run(["scripts/docs.sh"], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    said = done.stdout + done.stderr
+    if "Failed to fetch" in said or "No such file or directory" in said and "uv" in said:
+        pytest.skip(f"NOT TESTED: MkDocs cannot be had here: {said[-300:]}")
+    if wrong:
+        assert done.returncode != 0
+        assert says in said
+    else:
+        assert done.returncode == 0, said
+        front = (tmp_path / "site/index.html").read_text()
+        assert 'href="platforms/slurm.html"' in front  # the front page is README.md
+        assert "unpkg" not in front  # who reads it fetches nothing from elsewhere
+        assert len(list((tmp_path / "site").rglob("*.html"))) >= len(list((ROOT / "docs").rglob("*.md")))
