@@ -77,7 +77,9 @@ FAULTS: dict[str, Fault] = {
     "transcripts-cut": Fault(
         "an input Parquet cut to half once the run has started", "transcripts-unreadable", "mend it, `-resume`"
     ),
-    "input-vanishes": Fault("an input moved away once the run has started", "transcripts-not-found", "mend it, `-resume`"),
+    "input-vanishes": Fault(
+        "an input moved away once the run has started", "transcripts-not-found", "mend it, `-resume`"
+    ),
     "input-unreachable": Fault(
         "an input that is a link into nowhere when the run starts", "input-invalid", "mend it, `-resume`"
     ),

@@ -474,8 +474,11 @@ def test_slurm_loses_its_parts(scene: Scene, outcome, tmp_path):
         until("the node to be given up", lambda: "down" in slurm.node(), 180)
         slurm.start("slurmd")
 
-        going.program("aggregate.py")
+        held = going.program("aggregate.py")
+        kill(held, signal.SIGSTOP)
+        time.sleep(12)  # until the controller has written down that it runs
         slurm.kill("slurmctld")
+        kill(held, signal.SIGCONT)
         time.sleep(20)
         slurm.start("slurmctld")
         run = going.finish()
