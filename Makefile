@@ -5,7 +5,7 @@ PYTEST := $(CORE)/python -m pytest
 CODE   := python/src tests bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test test-fast test-faults check-baysor bench lint format generate images docs clean
+.PHONY: help setup demo run test test-fast test-faults check-baysor bench showdown lint format generate images docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,10 @@ check-baysor: setup ## Baysor's contract against a real one: on PATH, or through
 
 bench: setup ## Benchmarks, side by side with Sopa: make bench PEER=/path/to/python ARGS="--cases 'resolve-*'"
 	$(CORE)/python tests/benchmarks/compare.py $(if $(PEER),--peer $(PEER)) $(ARGS)
+
+showdown: STAGES = core cellpose3 domains nextflow
+showdown: setup ## The same slide through ours and Sopa, killed and resumed: make showdown PEER=/path/to/python NOVAE=/path/to/python SIZE=small|full
+	$(CORE)/python tests/benchmarks/showdown.py --size $(or $(SIZE),small) $(if $(PEER),--peer $(PEER)) $(if $(NOVAE),--novae $(NOVAE)) $(ARGS)
 
 lint: setup ## Style, types and the order of the layers
 	$(CORE)/ruff check --config python/pyproject.toml $(CODE)

@@ -74,13 +74,13 @@ def truth_scores(
         cells, names = _polygons(found)
         nuclei_found = None if nuclei is None else _polygons(nuclei)[0]
     true_cells, table, _ = read_geoparquet(truth / "cells.parquet")
-    pairs = _overlaps(cells, true_cells)
+    pairs = overlapping(cells, true_cells)
     edge = table.column("cut_by_edge").to_numpy(zero_copy_only=False)
     scores: dict[str, Any] = {"cells": _scores(pairs, cells, true_cells, edge & inner_only)}
     if nuclei_found is not None:
         true_nuclei, nucleus_table, _ = read_geoparquet(truth / "nuclei.parquet")
         edge = nucleus_table.column("cut_by_edge").to_numpy(zero_copy_only=False)
-        nucleus_pairs = _overlaps(nuclei_found, true_nuclei)
+        nucleus_pairs = overlapping(nuclei_found, true_nuclei)
         scores["nuclei"] = _scores(nucleus_pairs, nuclei_found, true_nuclei, edge & inner_only)
     truth_file = truth / "transcripts_truth.parquet"
     if store is not None and truth_file.is_file() and (store / "points" / "transcripts").is_dir():
@@ -107,7 +107,7 @@ def _polygons(found: ShapesTable | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mapped(found.geometry, found.transforms.get("global", np.eye(3))), found.ids
 
 
-def _overlaps(found: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def overlapping(found: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All overlapping pairs: index found, index true ((m,) int64) and IoU ((m,) float64)."""
     if len(found) == 0 or len(true) == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
