@@ -5,6 +5,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 uv="$(command -v uv || echo "${CELLQUILT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/cellquilt}/uv/bin/uv")"
 export NO_MKDOCS_2_WARNING=1 UV_NO_PROGRESS=1
-[ $# -gt 0 ] || set -- build --quiet
+[ $# -gt 0 ] || set -- build # not --quiet: with it, warnings are no errors
 "$uv" run --quiet --no-project --python "$(readlink -f .venv/core/bin/python)" --with-requirements docs/requirements.txt mkdocs "$@"
 [ "$1" != build ] || echo "docs: site/index.html"
