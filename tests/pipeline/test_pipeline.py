@@ -122,8 +122,13 @@ def test_a_run_publishes_what_the_contract_says(finished, slides):
     asked = json.loads((results / "pipeline_info" / "params.json").read_text())
     assert (asked["segmentation"], asked["seed"]) == ("generic", 0)
     used = yaml.safe_load((results / "pipeline_info" / "versions.yml").read_text())
-    assert {"convert", "tissue", "patchify", "segment", "resolve", "aggregate"} <= set(used)
-    assert used["segment"]["numpy"] == np.__version__
+    stages = {"convert", "tissue", "patchify_image", "segment_generic", "resolve", "aggregate", "assemble", "report"}
+    assert stages <= set(used)
+    assert used["segment_generic"]["numpy"] == np.__version__
+    sums = (results / "pipeline_info" / "checksums.tsv").read_text().splitlines()
+    image = hashlib.sha256((slides / "sim/slide_0/image.ome.tif").read_bytes()).hexdigest()
+    assert f"s1\timage.ome.tif\t{image}" in sums
+    assert len((results / "multiqc" / "cellquilt_samples_mqc.tsv").read_text().split("\nSample\t")[1].splitlines()) == 3
     assert run.trace
     for sample in ("s1", "s2"):
         qc = json.loads((results / sample / "qc.json").read_text())
@@ -290,6 +295,36 @@ def test_a_failing_patch_names_its_slide_and_the_others_finish(nextflow, slides)
     assert "failed: bad" in run.out
     assert (nextflow.folder / "results" / "good" / "good.zarr").is_dir()
     assert not (nextflow.folder / "results" / "bad").exists()
+
+
+def test_the_strict_parser_gives_the_same_cells(nextflow, finished, slides):
+    run = nextflow.pipeline("--input", slides / "sheet.csv", *GENERIC, NXF_SYNTAX_PARSER="v2")
+    assert run.code == 0, run.out + run.err
+    assert {
+        name: fingerprint(nextflow.folder / "results" / name / f"{name}.zarr") for name in ("s1", "s2")
+    } == finished[2]
+
+
+def test_the_first_failure_stops_the_run_and_a_mail_says_so(nextflow, slides):
+    bad = {"generic_function": "cellquilt.segment.generic:nothing_here"}
+    write_sheet(nextflow.folder / "sheet.csv", {"s1": {"generic_function": ""}, "s2": bad}, slides)
+    mailer = nextflow.folder / "programs" / "sendmail"
+    mailer.parent.mkdir()
+    mailer.write_text(f"#!/bin/sh\ncat > '{nextflow.folder}/mail.txt'\n")
+    mailer.chmod(0o755)
+    run = nextflow.pipeline(
+        "--input", "sheet.csv", *GENERIC, "--on_sample_error", "stop", "--email_on_fail", "core@example.org",
+        PATH=f"{mailer.parent}:{os.environ['PATH']}",
+    )  # fmt: skip
+    assert run.code != 0
+    rows = samples(nextflow.folder)
+    assert {name: row["status"] for name, row in rows.items()} == {"s1": "failed", "s2": "failed"}
+    assert "nothing_here" in rows["s2"]["cause"]
+    assert rows["s1"]["error"] == "run-ended"
+    mail = (nextflow.folder / "mail.txt").read_text()
+    assert "To: core@example.org" in mail
+    assert "0 of 2 samples done" in mail
+    assert rows["s2"]["cause"][:30] in mail
 
 
 def test_stubs_draw_the_whole_graph(nextflow, slides):
