@@ -64,7 +64,7 @@ class Size:
 #: The full slide has about 69,000 cells and 23 million transcripts.
 SIZES = {
     "tiny": Size(1280, 1.0, 256, 384, 2, 600, (0,)),
-    "small": Size(2048, 1.0, 640, 640, 2, 1200, (0,)),
+    "small": Size(2048, 1.0, 640, 640, 2, 800, (0,)),
     "full": Size(16384, 1.0, 2048, 2048, 8, 10_000, (0, 1, 2)),
 }
 
@@ -251,12 +251,8 @@ class PeerRun:
             "segment": ["segmentation", "cellpose", self.store, "--diameter", DIAMETER_PX, "--channels", CHANNEL,
                         "--flow-threshold", FLOW_THRESHOLD, "--cellprob-threshold", CELLPROB_THRESHOLD,
                         "--clip-limit", 0, "--gaussian-sigma", 0, "--pretrained-model", self.showdown.weights],
-            "aggregate": self.aggregate(),
+            "aggregate": ["aggregate", self.store, "--aggregate-channels"],
         }  # fmt: skip
-
-    def aggregate(self, *more: object) -> list[object]:
-        """The command that counts."""
-        return ["aggregate", self.store, "--aggregate-channels", *more]
 
     def start(self, arguments: list[object], log: str, **how: Any) -> Taken:
         """One command."""
@@ -323,21 +319,40 @@ def peer_killed(showdown: Showdown) -> dict[str, Any]:
     }
 
 
+#: Growth by Sopa's functions: its command line grows cells for the means of channels alone, not for transcripts.
+_GROW = """
+import sys, sopa, spatialdata
+from spatialdata.models import ShapesModel
+from spatialdata.transformations import get_transformation
+store, ratio = sys.argv[1], float(sys.argv[2])
+sdata = spatialdata.read_zarr(store)
+nuclei = sdata.shapes["cellpose_boundaries"]
+places = get_transformation(nuclei, get_all=True)
+for name, apart in (("grown", False), ("apart", True)):
+    cells = sopa.shapes.expand_radius(nuclei, ratio, no_overlap=apart)
+    cells = cells[~cells.is_empty]  # it may leave nothing of a cell, and then cannot count
+    cells.attrs.pop("transform", None)
+    sdata.shapes[name] = ShapesModel.parse(cells, transformations=dict(places))
+    sdata.write_element(name)
+    sopa.aggregate(sdata, shapes_key=name, aggregate_channels=False, key_added=f"table_{name}")
+"""
+
+
 def peer_grown(showdown: Showdown) -> dict[str, Any]:
-    """The same nuclei, counted with outlines that are as much larger as ours."""
+    """The same nuclei, grown as far as ours: by its default, and without overlaps."""
     import numpy as np
     import shapely
     from showdown_measures import read_result
 
     whole, run = PeerRun(showdown, "whole"), PeerRun(showdown, "grown")
     shutil.rmtree(run.folder, ignore_errors=True)
-    size = (showdown.size.width_px,) * 2
-    nuclei = read_result(whole.store, "cellpose_boundaries", size).outlines
+    nuclei = read_result(whole.store, "cellpose_boundaries", (showdown.size.width_px,) * 2).outlines
     # Its growth is a share of the mean radius of all cells.
     ratio = GROWTH_UM / PIXEL_UM / float(np.sqrt(shapely.area(nuclei) / math.pi).mean())
     run.folder.mkdir(parents=True)
     shutil.copytree(whole.store, run.store)
-    taken = run.start(run.aggregate("--expand-radius-ratio", f"{ratio:.6f}"), "aggregate")
+    command = [showdown.peer, "-c", _GROW, run.store, ratio]
+    taken = Watch(run.folder, environment(CORES)).run(command, log=showdown.folder / f"{PEER}-grown.log")
     return {**asdict(taken), "ratio": round(ratio, 6)}
 
 
@@ -402,8 +417,7 @@ def run(showdown: Showdown) -> dict[str, Any]:
     once("ours.killed", lambda: our_killed(showdown))
     once("ours.grown", lambda: our_grown(showdown))
     once("domains.ours", lambda: domains(showdown, "cellquilt", DOMAINS_PYTHON))
-    versions = {"cellpose": package_version(CELLPOSE, "cellpose", "torch"), "nextflow": _nextflow(showdown)}
-    once("ours.versions", lambda: versions)
+    once("ours.versions", lambda: package_version(CELLPOSE, "cellpose", "torch") | {"nextflow": _nextflow(showdown)})
     if showdown.peer is not None:
         peer = showdown.peer
         once("peer.versions", lambda: package_version(peer, "sopa", "cellpose", "spatialdata", "torch"))
@@ -440,7 +454,9 @@ def main() -> None:
         shutil.rmtree(given.output, ignore_errors=True)
     output = given.output.absolute()
     output.mkdir(parents=True, exist_ok=True)
-    showdown = Showdown(output, SIZES[given.size], given.peer, given.novae)
+    # Absolute, not resolved: an environment's Python is a link.
+    peer, novae = (python and python.absolute() for python in (given.peer, given.novae))
+    showdown = Showdown(output, SIZES[given.size], peer, novae)
     kept = output / "state.json"
     if kept.is_file():
         showdown.state = json.loads(kept.read_text())

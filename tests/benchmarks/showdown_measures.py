@@ -42,43 +42,45 @@ class Result:
     parts: dict[str, bytes]
 
 
-def read_result(store: Path, outlines: str, image_size: tuple[int, int]) -> Result:
+def read_result(store: Path, outlines: str, image_size: tuple[int, int], table: str = "table") -> Result:
     """Read a SpatialData store, whoever wrote it.
 
     Parameters
     ----------
     store
-        The store; its table is ``table``, its patches are ``image_patches``.
+        The store; its patches are ``image_patches``.
     outlines
         Name of the shapes that the table is about.
     image_size
         (height, width) of the image in pixels.
+    table
+        Name of the table.
     """
     import anndata
     from cellquilt.core.shapes import mapped, read_shapes
     from cellquilt.report.borders import inner_sides
 
-    table = anndata.read_zarr(store / "tables" / "table")
+    counted = anndata.read_zarr(store / "tables" / table)
     shapes = read_shapes(store / "shapes" / outlines)
     place = {name: row for row, name in enumerate(shapes.ids)}
-    key = table.uns["spatialdata_attrs"]["instance_key"]
-    rows = np.array([place[str(name)] for name in table.obs[key]], dtype=np.int64)
+    key = counted.uns["spatialdata_attrs"]["instance_key"]
+    rows = np.array([place[str(name)] for name in counted.obs[key]], dtype=np.int64)
     geometry = mapped(shapes.geometry, shapes.transforms["global"])[rows]
     patches = read_shapes(store / "shapes" / "image_patches")
     boxes = shapely.bounds(mapped(patches.geometry, patches.transforms["global"])).reshape(-1, 4)
-    counts = table.X.tocsr()
+    counts = counted.X.tocsr()
     counts.sort_indices()
     parts = {
         "counts": counts.toarray().tobytes(),
-        "genes": "\n".join(table.var_names).encode(),
-        "cell ids": "\n".join(table.obs_names).encode(),
-        "columns of cells": table.obs.to_csv(index=False).encode(),
-        "positions": np.ascontiguousarray(table.obsm["spatial"]).tobytes(),
+        "genes": "\n".join(counted.var_names).encode(),
+        "cell ids": "\n".join(counted.obs_names).encode(),
+        "columns of cells": counted.obs.to_csv(index=False).encode(),
+        "positions": np.ascontiguousarray(counted.obsm["spatial"]).tobytes(),
         "outlines": b"".join(shapely.to_wkb(shapes.geometry[rows])),
     }
-    if "intensities" in table.obsm:
-        parts["intensities"] = np.ascontiguousarray(np.asarray(table.obsm["intensities"])).tobytes()
-    genes = np.asarray(table.var_names, dtype=str)
+    if "intensities" in counted.obsm:
+        parts["intensities"] = np.ascontiguousarray(np.asarray(counted.obsm["intensities"])).tobytes()
+    genes = np.asarray(counted.var_names, dtype=str)
     return Result(np.asarray(geometry, dtype=object), counts, genes, inner_sides(boxes, image_size), parts)
 
 

@@ -1,6 +1,5 @@
 """From the showdown's stages to numbers, and from numbers to its page."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +39,7 @@ def measure(showdown: "Showdown") -> dict[str, Any]:
     data: dict[str, Any] = {key: state[key] for key in ("size", "date", "machine", "input")}
     data |= {
         "loads": [state["loads.begin"][0], state["loads.end"][0]],
-        "versions": {"cellquilt": _version(), **_flat(state["ours.versions"])},
+        "versions": {"cellquilt": _version(), **state["ours.versions"]},
         "peer_versions": state.get("peer.versions"),
         "setup": {
             "width_px": showdown.size.width_px,
@@ -66,7 +65,7 @@ def measure(showdown: "Showdown") -> dict[str, Any]:
             grown = read_result(OurRun(showdown, "whole").store("grown"), "cell_boundaries", size)
         else:
             killed = read_result(PeerRun(showdown, "killed").store, "cellpose_boundaries", size)
-            grown = _grown_peer(showdown, size, state["peer.grown"]["ratio"])
+            grown = read_result(PeerRun(showdown, "grown").store, "grown", size, "table_grown")
         stage = stages[tool]
         data["tools"][tool] = {
             "cost": state[f"{stage}.whole"],
@@ -80,6 +79,9 @@ def measure(showdown: "Showdown") -> dict[str, Any]:
             _CELLS: _worth(showdown, grown, truth, truth[_CELLS], one_cell=tool == OURS),
             "borders": found_at_borders(result.outlines, truth[_NUCLEI], result.sides, NEAR_UM / PIXEL_UM),
         }
+    if PEER in whole:
+        apart = read_result(PeerRun(showdown, "grown").store, "apart", size, "table_apart")
+        data["tools"][PEER]["apart"] = _worth(showdown, apart, truth, truth[_CELLS], one_cell=False)
     data["pictures"] = _pictures(OurRun(showdown, "whole").store(), whole, truth[_NUCLEI], size)
     return data
 
@@ -90,28 +92,12 @@ def _version() -> str:
     return __version__
 
 
-def _flat(versions: Mapping[str, Any]) -> dict[str, str]:
-    return {**versions["cellpose"], "nextflow": versions["nextflow"]}
-
-
 def _truth(bundle: Path) -> dict[str, Any]:
     from cellquilt.core.shapes import read_geoparquet
 
     cells, _, _ = read_geoparquet(bundle / "truth" / "cells.parquet")
     nuclei, _, _ = read_geoparquet(bundle / "truth" / "nuclei.parquet")
     return {_CELLS: np.asarray(cells, dtype=object), _NUCLEI: np.asarray(nuclei, dtype=object)}
-
-
-def _grown_peer(showdown: "Showdown", size: tuple[int, int], ratio: float) -> Result:
-    """Its counts with growth; it keeps no grown outlines, so they are made again by its rule: all cells by the same
-    distance, the given share of their mean radius, overlaps left in."""
-    from showdown import PeerRun
-
-    whole = read_result(PeerRun(showdown, "whole").store, "cellpose_boundaries", size)
-    grown = read_result(PeerRun(showdown, "grown").store, "cellpose_boundaries", size)
-    radius = float(np.sqrt(shapely.area(whole.outlines) / np.pi).mean())
-    outlines = shapely.buffer(grown.outlines, ratio * radius)
-    return Result(outlines, grown.counts, grown.genes, grown.sides, grown.parts)
 
 
 def _worth(
@@ -397,8 +383,3 @@ def summary(data: Mapping[str, Any]) -> str:
         lines.append(f"\nTwo panels, {line['name']}: ARI {line['ari']:.3f}, {line['cpu_s']:.0f} CPU s, "
                      f"{line['largest_mb']:.0f} MB")  # fmt: skip
     return "\n".join(lines)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A showdown's kept numbers."""
-    return json.loads(path.read_text())

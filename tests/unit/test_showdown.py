@@ -241,7 +241,10 @@ def data() -> dict:
         "versions": {"cellquilt": "1.0"},
         "peer_versions": {"sopa": "2.2.11"},
         "setup": {**setup, "diameter_px": 36},
-        "tools": {"cellquilt": tool(), "sopa": tool(nuclei=worth(twice=77), cost={**tool()["cost"], "wall_s": 3.0})},
+        "tools": {
+            "cellquilt": tool(),
+            "sopa": tool(nuclei=worth(twice=77), apart=worth(twice=5678), cost={**tool()["cost"], "wall_s": 3.0}),
+        },
         "domains": {"ours": [domain_run(0.5)], "novae": [domain_run(0.6, cpu_s=99.0)]},
         "pictures": [{**square, "panels": panels}],
     }
@@ -259,7 +262,16 @@ def test_page_hides_nothing_in_which_the_peer_is_ahead(load, data):
         "Domains, ARI: novae 0.6; cellquilt 0.5.",
     ]
     html = page.render(data)
-    for said in ("novae 0.6", "sopa 3 s", "other work ran on it", "12,345", "2030-01-02", "sopa 2.2.11", "77"):
+    for said in (
+        "novae 0.6",
+        "sopa 3 s",
+        "other work ran on it",
+        "12,345",
+        "2030-01-02",
+        "sopa 2.2.11",
+        "77",
+        "5,678 twice",
+    ):
         assert said in html, said
     assert "http" not in html.replace("http-equiv", "")  # nothing from elsewhere
     assert "| Transcripts in nuclei: counted twice | 0 | 77 |" in page.summary(data)
