@@ -31,7 +31,8 @@ CALLS: dict[str, tuple[str, dict[str, object]]] = {
     "institute": ("standard", {"custom_config_base": str(ROOT / "tests/pipeline/institute")}),
     "unknown": ("slrum", {}),
 }  # fmt: skip
-STAGES = {"core": "core", "cellpose3": "cellpose", "domains": "domains", "stardist": "stardist", "baysor": "baysor", "proseg": "proseg"}  # fmt: skip
+#: Label of a stage → name of its image.
+STAGES = {label: label for label in ("core", "domains", "stardist", "baysor", "proseg")} | {"cellpose3": "cellpose"}
 
 
 @pytest.fixture(scope="module", params=["v1", "v2"])
@@ -178,7 +179,8 @@ def scheduler(folder: Path, profile: str, *, refuses: bool = False) -> str:
     [
         ("slurm", ["#SBATCH -p long", "#SBATCH --mem 3072M", "#SBATCH -t 02:00:00", "#SBATCH --account=lab1"],
          ["#SBATCH -p a100", "#SBATCH -c 2", "#SBATCH --mem 8192M", "#SBATCH --account=lab1 --gres=gpu:1"]),
-        ("lsf", ["#BSUB -q long", "#BSUB -W 02:00"], ["#BSUB -q a100", "#BSUB -n 2", "#BSUB -P lab1", "#BSUB -gpu num=1"]),
+        ("lsf", ["#BSUB -q long", "#BSUB -W 02:00"],
+         ["#BSUB -q a100", "#BSUB -n 2", "#BSUB -P lab1", "#BSUB -gpu num=1"]),
         ("pbs", ["#PBS -q long", "#PBS -l walltime=02:00:00"],
          ["#PBS -q a100", "#PBS -P lab1 -l select=1:ncpus=2:mem=8192mb:ngpus=1 -l walltime=04:00:00"]),
     ],
