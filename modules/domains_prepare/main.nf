@@ -1,6 +1,6 @@
 process DOMAINS_PREPARE {
     tag "${meta.id}"
-    label params.domains_image_model ? 'process_gpu' : 'process_medium'
+    label params.domains_gpu && params.domains_image_model ? 'process_gpu' : 'process_medium'
     label params.domains_image_model ? 'env_domains' : 'env_core'
     memory { Resources.memory(task, settings, [table, slide]) }
     time { Resources.time(task, settings, [table, slide]) }

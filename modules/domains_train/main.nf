@@ -1,5 +1,5 @@
 process DOMAINS_TRAIN {
-    label params.domains_recipe == 'published' ? 'process_gpu' : 'process_medium'
+    label params.domains_gpu && params.domains_recipe == 'published' ? 'process_gpu' : 'process_medium'
     label 'process_long'
     label 'env_domains'
     memory { Resources.memory(task, settings, graphs) }

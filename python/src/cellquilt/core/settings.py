@@ -236,6 +236,12 @@ SETTINGS: tuple[Setting, ...] = (
         "Type of GPU on clouds that have several; default: the cloud's cheapest common one.",
         early=True,
     ),
+    _site(
+        "domains_gpu",
+        "bool",
+        False,
+        "Ask for a GPU for training by the published recipe, and for networks of images.",
+    ),
     _site("gpus", "int", None, "GPUs of this machine to use, one task on each; default: one.", minimum=1, early=True),
     _site(
         "gpu_fallback",
