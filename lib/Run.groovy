@@ -84,13 +84,13 @@ class Run {
         unfinished = mark
     }
 
-    /** Files and stores that tasks publish, as far as they are there. */
+    /** What tasks publish, as far as it is there, and nothing that somebody else put beside it. */
     private static List<Path> published() {
-        def ofTasks = (slides.keySet() + ['cohort', 'multiqc']).collect { name -> folder.resolve(name) }
-            .findAll { parent -> Files.isDirectory(parent, LinkOption.NOFOLLOW_LINKS) }
-            .collectMany { parent -> Files.newDirectoryStream(parent).withCloseable { found -> found.toList() } }
-        return ofTasks + [folder.resolve('samples.tsv'), folder.resolve('pipeline_info/checksums.tsv')]
-            .findAll { file -> Files.exists(file, LinkOption.NOFOLLOW_LINKS) }
+        def ofSlide = ['qc.json', 'report.html', 'preview.html', 'exports', 'comparison.json', 'comparison.tsv']
+        def names = slides.keySet().collectMany { id -> (ofSlide + ["${id}.zarr", "${id}.h5ad"]).collect { name -> "${id}/${name}" } }
+        names += ['cohort/domains', 'cohort/report.html', 'cohort/stats', 'multiqc/cellquilt_samples_mqc.tsv']
+        names += ['samples.tsv', 'pipeline_info/checksums.tsv']
+        return names.collect { name -> folder.resolve(name.toString()) }.findAll { path -> Files.exists(path, LinkOption.NOFOLLOW_LINKS) }
     }
 
     private static FileTime newest(Path path) {

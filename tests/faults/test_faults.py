@@ -144,8 +144,11 @@ def test_a_run_that_is_stopped_again_and_again(scene: Scene, outcome):
     until("the store to be published", lambda: (scene.results / "s1" / "s1.zarr").exists() or going.process.poll())
     going.stop(signal.SIGKILL)
     ends.append(("killed-while-publishing", "run-ended"))
+    notes = scene.results / "s1" / "notes.txt"  # somebody else's, and younger than the run
+    notes.write_text("mine")
     run = scene.resume("one")
     assert run.status("CONVERT", "s1") == ["CACHED"]
+    assert notes.read_text() == "mine"
     equal = scene.same(run)
     for name, error in ends:
         outcome(name, finished=True, equal=equal, error=error)
