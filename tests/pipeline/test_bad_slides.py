@@ -99,7 +99,7 @@ def test_every_sample_has_its_outcome_and_both_doors_say_the_same(nextflow, shee
 
     # Nothing of a failed sample is published; what is published is whole.
     folders = {path.name for path in results.iterdir() if path.is_dir()}
-    assert folders == {"good", "empty", "pipeline_info"}
+    assert folders == {"good", "empty", "pipeline_info", "multiqc"}
     for sample, has_cells in (("good", True), ("empty", False)):
         qc = json.loads((results / sample / "qc.json").read_text())
         sdata = spatialdata.read_zarr(results / sample / f"{sample}.zarr")
