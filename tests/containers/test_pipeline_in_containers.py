@@ -4,6 +4,8 @@ import csv
 import hashlib
 import os
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,14 @@ SLIDE = (
     "20",
 )
 STRICT = "podman.runOptions = '--network=none --pull=never --cap-drop=all --user 4321:4321'\n"
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that everybody may look into, unlike pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="cellquilt-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 def pipeline(folder: Path, *arguments: object, **environment: str) -> list[dict[str, str]]:
@@ -54,16 +64,15 @@ def table_of(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_the_pipeline_in_containers_gives_the_tables_of_the_local_run(engine, tmp_path):
+def test_the_pipeline_in_containers_gives_the_tables_of_the_local_run(engine, open_folder):
     said = subprocess.run([ROOT / "scripts" / "podman", "--print-env"], capture_output=True, text=True, check=True)
     store = dict(
         line.removeprefix("export ").split("=", 1)
         for line in said.stdout.replace(" CONTAINERS_CONF", "\nCONTAINERS_CONF").splitlines()
     )
-    tmp_path.chmod(0o755)
-    (tmp_path / "strict.config").write_text(STRICT)
-    pipeline(tmp_path / "local", "-profile", "test")
-    trace = pipeline(tmp_path / "podman", "-profile", "test,podman", "-c", tmp_path / "strict.config", **store)
+    (open_folder / "strict.config").write_text(STRICT)
+    pipeline(open_folder / "local", "-profile", "test")
+    trace = pipeline(open_folder / "podman", "-profile", "test,podman", "-c", open_folder / "strict.config", **store)
 
     images = {task["process"].split(":")[-1]: task["container"] for task in trace}
     assert {
@@ -75,7 +84,7 @@ def test_the_pipeline_in_containers_gives_the_tables_of_the_local_run(engine, tm
         "RESOLVE": f"localhost/cellquilt-core:{VERSION}",
         "ASSEMBLE": f"localhost/cellquilt-core:{VERSION}",
     }
-    made = list((tmp_path / "podman/work").glob("*/*/versions.yml"))
+    made = list((open_folder / "podman/work").glob("*/*/versions.yml"))
     assert len(made) == len(trace)
     assert {path.stat().st_uid for path in made} == {4321}
-    assert table_of(tmp_path / "podman") == table_of(tmp_path / "local")
+    assert table_of(open_folder / "podman") == table_of(open_folder / "local")
