@@ -1,4 +1,5 @@
 import groovy.json.JsonSlurper
+import groovy.json.JsonSlurperClassic
 import java.nio.file.Files
 import java.nio.file.Path
 import nextflow.Global
@@ -109,7 +110,8 @@ class Resources {
 
     private static synchronized Map table() {
         if (known == null) {
-            known = new JsonSlurper().parseText(Files.readString(Global.session.baseDir.resolve('assets/resources.json'))) as Map
+            // Several tasks ask at once; JsonSlurper's own maps fill only when they are looked into, which one thread may do.
+            known = new JsonSlurperClassic().parseText(Files.readString(Global.session.baseDir.resolve('assets/resources.json'))) as Map
         }
         return known
     }
