@@ -6,7 +6,6 @@ import java.nio.file.SimpleFileVisitor
 import java.nio.file.attribute.BasicFileAttributes
 import java.util.regex.Pattern
 import nextflow.Global
-import nextflow.file.FileHelper
 
 /** The room that a run takes: whether the disks have it, and what --cleanup frees while the run goes on. */
 class Disk {
@@ -35,7 +34,7 @@ class Disk {
         if (how == 'none' || params.estimate || params.preview || workflow.stubRun) return
         long read = slides.sum(0L) { slide -> readBytes(slide) } as long
         def work = workflow.workDir as Path
-        def results = FileHelper.asPath(params.outdir.toString())
+        def results = Inputs.place(params.outdir.toString(), workflow.launchDir as Path)
         def said = shortage(read, params.cleanup as boolean, room('work folder', work), room('results', results), sameDisk(work, results))
         if (!said) return
         System.err.println("${how == 'error' ? 'error' : 'WARN'}: [disk-too-small] ${said}")
@@ -57,7 +56,7 @@ class Disk {
     /** How a slide's store is published: by hard links with --cleanup, where work folder and results lie on one disk. */
     static synchronized String publishMode(Map params) {
         if (!params.cleanup || params.publish_dir_mode != 'copy') return params.publish_dir_mode
-        if (mode == null) mode = canLink(Global.session.workDir as Path, FileHelper.asPath(params.outdir.toString())) ? 'link' : 'copy'
+        if (mode == null) mode = canLink(Global.session.workDir as Path, Run.folder) ? 'link' : 'copy'
         return mode
     }
 

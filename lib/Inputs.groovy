@@ -130,6 +130,11 @@ class Inputs {
         return errors ? [] : slides
     }
 
+    /** What somebody wrote: the address of an object, or a path relative to a folder. */
+    static Path place(String given, Path folder) {
+        return given.contains('://') ? FileHelper.asPath(given) : folder.resolve(given)
+    }
+
     /** A mistake as one line. */
     static String line(Map mistake) {
         return mistake.message + (mistake.hint ? " (${mistake.hint})" : '')
@@ -271,7 +276,7 @@ class Inputs {
     // -------------------------------------------------------------------------------------------------------------- sheet
 
     private static List<Map> checkSheet(String given, Path launchDir, Map<String, Map> properties, Map schema, List<Map> errors) {
-        def path = given.contains('://') ? FileHelper.asPath(given) : launchDir.resolve(given)
+        def path = place(given, launchDir)
         def sheet = path.fileName.toString()
         def fields = schema.items.properties
         def records = []

@@ -18,7 +18,8 @@ class Run {
 
     private static Map<String, Map> slides = [:]
     private static String outdir = ''
-    private static Path folder = null
+    /** Of the results, once the run has begun. */
+    static Path folder = null
     private static boolean preview = false
     /** Held as long as this process lives. */
     private static FileChannel lock = null
@@ -33,7 +34,7 @@ class Run {
     static void begin(Map params, Map<String, Map> slides, Object workflow) {
         this.slides = slides
         outdir = params.outdir.toString()
-        folder = path(outdir, workflow)
+        folder = Inputs.place(outdir, workflow.launchDir as Path)
         preview = params.preview as boolean
         def info = folder.resolve('pipeline_info')
         Files.createDirectories(info)
@@ -112,7 +113,8 @@ class Run {
      * name until its end.
      */
     private static void keepTrace(Object workflow) {
-        trace = growing = path((Global.session.config.trace?.file ?: "${outdir}/pipeline_info/trace.txt").toString(), workflow)
+        def named = Global.session.config.trace?.file ?: "${outdir}/pipeline_info/trace.txt"
+        trace = growing = Inputs.place(named.toString(), workflow.launchDir as Path)
         if (!lock || !Files.exists(trace)) return
         Files.list(trace.parent).filter { file -> file.fileName.toString() ==~ /trace\.\d+\.txt/ }.toList().each { left -> Files.delete(left) }
         growing = trace.resolveSibling("trace.${ProcessHandle.current().pid()}.txt")
@@ -152,12 +154,15 @@ class Run {
             if (failure.stage.startsWith('DOMAINS_')) lacks = 'domains missing'
             [slide.id, [status: 'done'] + failure + [cause: "${lacks}: ${failure.cause}".toString()]]
         }
-        def without = withoutDomains(folder.resolve('samples.tsv'), done)
+        def samples = preview ? [] : byColumn(tsv(folder.resolve('samples.tsv'))).findAll { row -> row.sample in done }
+        // In which there was nothing to find domains from.
+        def without = samples.findAll { row -> row.status == 'done' && row.cause }
+            .collectEntries { row -> [row.sample, row.subMap(['status', 'stage', 'error', 'cause', 'hint', 'log'])] }
         def report = tasks.find { task -> task.status == 'FAILED' && stage(task) == 'DOMAINS_REPORT' }
 
         def lines = ["cellquilt: ${slides.size() - failed.size()} of ${slides.size()} samples done in ${workflow.duration}; results in ${outdir}"]
-        def gpuHours = rows(folder.resolve('samples.tsv')).findAll { row -> row.sample in done }.collect { row -> hours(row.gpu_hours) }.sum(0.0)
-        if (!preview && gpuHours > 0) lines << "  ${gpuHours} hours of GPUs"
+        def gpuHours = samples.collect { row -> hours(row.gpu_hours) }.sum(0.0)
+        if (gpuHours > 0) lines << "  ${gpuHours} hours of GPUs"
         (failed + without + lacking).each { id, failure ->
             lines << "  ${failure.status}: ${id}${failure.stage ? " in ${failure.stage}" : ''}: ${failure.cause}"
             if (failure.hint) lines << "    hint: ${failure.hint}"
@@ -175,18 +180,13 @@ class Run {
         return lines.join('\n')
     }
 
-    /** The slides that are done, and of which nothing failed, in which there was nothing to find domains from. */
-    private static Map<String, Map> withoutDomains(Path table, Set done) {
-        if (preview) return [:]
-        return rows(table)
-            .findAll { row -> row.sample in done && row.status == 'done' && row.cause }
-            .collectEntries { row -> [row.sample, row.subMap(['status', 'stage', 'error', 'cause', 'hint', 'log'])] }
+    /** The lines of a table (TSV), its header first; none where it is not there. */
+    private static List<List<String>> tsv(Path table) {
+        return Files.exists(table) ? Files.readAllLines(table)*.split('\t', -1)*.toList() : []
     }
 
-    /** The rows of samples.tsv by its columns; none where it is not there. */
-    private static List<Map<String, String>> rows(Path table) {
-        def rows = Files.exists(table) ? Files.readAllLines(table)*.split('\t', -1)*.toList() : []
-        return rows.drop(1).collect { row -> [rows[0], row].transpose().collectEntries() }
+    private static List<Map<String, String>> byColumn(List<List<String>> lines) {
+        return lines.drop(1).collect { line -> [lines[0], line].transpose().collectEntries() }
     }
 
     private static BigDecimal hours(String text) {
@@ -195,27 +195,16 @@ class Run {
 
     // ------------------------------------------------------------------------------------------------------------- failures
 
-    private static Path path(String given, Object workflow) {
-        return given.contains('://') ? FileHelper.asPath(given) : (workflow.launchDir as Path).resolve(given)
-    }
-
     /** The last attempt of every task, from the trace file. */
     private static List<Map<String, String>> lastAttempts(Path trace, Object workflow) {
         int expected = workflow.stats.succeededCount + workflow.stats.failedCount + workflow.stats.cachedCount
         def rows = []
         for (int attempt = 0; attempt < 20; attempt++) { // the file is written beside the run, a moment later
-            rows = Files.exists(trace) ? Files.readAllLines(trace)*.split('\t', -1) : []
+            rows = tsv(trace)
             if (rows.size() > expected) break
             sleep(100)
         }
-        if (!rows) return []
-        def header = rows[0] as List
-        def last = [:]
-        rows.drop(1).each { row ->
-            def task = [header, row as List].transpose().collectEntries()
-            last[[task.process, task.tag]] = task
-        }
-        return last.values() as List
+        return byColumn(rows).collectEntries { task -> [[task.process, task.tag], task] }.values() as List
     }
 
     private static String stage(Map task) {
@@ -329,7 +318,7 @@ class Run {
 
     /** Fill the rows of the samples of which something failed; the table is made anew where the run did not get to it. */
     private static void recordFailures(Path table, Collection<String> samples, Map<String, Map> failed) {
-        def rows = Files.exists(table) ? Files.readAllLines(table)*.split('\t', -1)*.toList() : [['sample', 'status', 'verdict']]
+        def rows = tsv(table) ?: [['sample', 'status', 'verdict']]
         def header = rows[0]
         failed.values()[0].keySet().each { column -> if (!(column in header)) header << column }
         def known = rows.drop(1).collectEntries { row -> [row[0], row] }

@@ -17,7 +17,7 @@ _PACKAGES = (
     *("anndata", "cellpose", "csbdeep", "igraph", "numba", "numpy", "pyarrow", "safetensors", "scanpy", "scipy"),
     *("shapely", "spatialdata", "stardist", "tensorflow", "tifffile", "torch", "zarr"),
 )
-#: Programs that this process has called → their versions.
+#: Programs that this task has called → their versions.
 _PROGRAMS: dict[str, str] = {}
 
 
@@ -40,7 +40,7 @@ def peak_rss_mb() -> float:
 def versions() -> dict[str, str]:
     """Versions of cellquilt, Python and those packages with a say in the result that this process has loaded."""
     loaded = {name: _version(name) for name in _PACKAGES if name in sys.modules}
-    return {"cellquilt": __version__, "python": platform.python_version(), **loaded, **_PROGRAMS}
+    return {"cellquilt": __version__, "python": platform.python_version(), **loaded}
 
 
 def _version(package: str) -> str:
@@ -50,14 +50,14 @@ def _version(package: str) -> str:
         return str(getattr(sys.modules[package], "__version__", "unknown"))
 
 
-def note_program(name: str, version: str) -> None:
-    """Remember the version of a program that this process calls, for `versions`."""
-    _PROGRAMS[name] = version
+def note_program(document: dict[str, Any], name: str, version: str) -> None:
+    """Add the version of a program that a stage called to its record, and to what `write_versions` writes."""
+    document["versions"][name] = _PROGRAMS[name] = version
 
 
 def write_versions(stage: str, output: Path) -> None:
-    """Write the versions of this process as YAML: stage → package → version, by name."""
-    lines = [f"{stage}:", *(f"  {name}: {version}" for name, version in sorted(versions().items()))]
+    """Write the versions of this process and of the programs it called as YAML: stage → package → version, by name."""
+    lines = [f"{stage}:", *(f"  {name}: {version}" for name, version in sorted((versions() | _PROGRAMS).items()))]
     output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -5,9 +5,12 @@ The head job reads what stores say of themselves in ``zarr.json`` and how large 
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from cellquilt.core import zarr_json
 
 #: What a task may be given much of. Numbers of one name add up over all that it gets; of patches the largest counts.
 NAMES = ("pixels", "transcripts", "cells", "bytes", "outline_bytes", "patch_pixels", "patch_transcripts")
@@ -47,20 +50,14 @@ def _elements(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("*/zarr.json"))
 
 
-def _document(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _shape(array: Path) -> list[int]:
+    """Shape that an array's zarr.json says; empty where it says none."""
+    return json.loads(array.read_text(encoding="utf-8")).get("shape") or []
 
 
 def _pixels(element: Path) -> int:
     levels = [path for path in element.glob("*/zarr.json") if path.parent.name in ("0", "s0", "scale0")]
-    return max((_product(_document(path).get("shape", [0])) for path in levels), default=0)
-
-
-def _product(numbers: Iterable[int]) -> int:
-    product = 1
-    for number in numbers:
-        product *= int(number)
-    return product
+    return max((math.prod(_shape(path) or [0]) for path in levels), default=0)
 
 
 def rows_of(table: Path) -> int:
@@ -68,9 +65,9 @@ def rows_of(table: Path) -> int:
     obs = table / "obs"
     if not (obs / "zarr.json").is_file():
         return 0
-    index = obs / str(_document(obs / "zarr.json").get("attributes", {}).get("_index", "_index"))
+    index = obs / str(zarr_json.read_attributes(obs).get("_index", "_index"))
     arrays = [path for path in (index / "zarr.json", index / "values" / "zarr.json") if path.is_file()]
-    return next((int(shape[0]) for path in arrays if (shape := _document(path).get("shape"))), 0)
+    return next((shape[0] for path in arrays if (shape := _shape(path))), 0)
 
 
 def size_of(paths: Iterable[Path]) -> dict[str, int]:
@@ -95,13 +92,12 @@ def size_of(paths: Iterable[Path]) -> dict[str, int]:
 
 def recorded(store: Path) -> Mapping[str, int]:
     """What a store or bundle says of itself; nothing if it says nothing."""
-    file = store / "zarr.json"
     try:
-        if file.stat().st_size > _MOST_METADATA:
+        if (store / "zarr.json").stat().st_size > _MOST_METADATA:
             return {}
-        size = _document(file)["attributes"]["cellquilt"]["size"]
+        size = zarr_json.read_attributes(store)["cellquilt"]["size"]
         return {name: int(size[name]) for name in NAMES if name in size}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

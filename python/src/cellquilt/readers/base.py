@@ -400,7 +400,7 @@ def describe_file(path: Path) -> dict[str, Any]:
         for place, entry in files:
             about = describe_file(entry)
             size += about.pop("bytes")
-            digest.update(f"{place}\0{[*about.values()][-1]}\n".encode())
+            digest.update(f"{place}\0{about.get('sha256') or about['sha256_sampled']}\n".encode())
         return {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -136,8 +136,7 @@ def segment_bundle(
     record.facts["baysor_peak_rss_mb"] = round(max((run.peak_rss_mb for run in task.runs), default=0.0), 1)
     result.record = record.finish()
     if task.door is not None:
-        note_program(METHOD, task.door.facts["version"])
-        result.record["versions"][METHOD] = task.door.facts["version"]
+        note_program(result.record, METHOD, task.door.facts["version"])
     write_result(output, result, overwrite=overwrite)
     return {**result.record, "method": METHOD, "bundle": bundle.attributes["bundle"], "patches": patches}
 

@@ -118,8 +118,7 @@ def segment_bundle(
     record.facts["proseg_peak_rss_mb"] = max((run.peak_rss_mb for run in task.runs), default=0.0)
     document = record.finish()
     if task.proseg is not None:
-        note_program(METHOD, task.proseg.version)
-        document["versions"][METHOD] = task.proseg.version
+        note_program(document, METHOD, task.proseg.version)
     result.record = document
     write_result(output, result, overwrite=overwrite)
     return {**document, "method": METHOD, "bundle": bundle.attributes["bundle"], "patches": result.patches}
