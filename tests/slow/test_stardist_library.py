@@ -307,7 +307,7 @@ def test_colours_go_to_the_network_as_they_are(cells):
 # --- mistakes that only the library can tell
 
 _REFUSED = """
-import json, shutil, sys
+import json, os, shutil, sys
 from pathlib import Path
 from cellquilt.core.errors import CellquiltError
 from cellquilt.segment import stardist
@@ -335,14 +335,16 @@ config = json.loads((other / "config.json").read_text())
 load("of another network", other)
 load("of other patches", stardist.SHIPPED_FOLDER, channels=3)
 load("with a GPU", stardist.SHIPPED_FOLDER, gpu=True)
+os.environ["CELLQUILT_GPU_FALLBACK"] = "true"
+load("with a GPU, or the CPU", stardist.SHIPPED_FOLDER, gpu=True)
 print(json.dumps(found))
 """
 
 
 def test_models_that_cannot_be_loaded_are_named(tmp_path):
-    """Nothing listens at the proxy, so that StarDist's hub is out of reach wherever this runs."""
+    """Nothing listens at the proxy, so that StarDist's hub is out of reach wherever this runs; GPUs are hidden."""
     dead = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    found = run_there(_REFUSED, tmp_path, HOME=str(tmp_path), KERAS_HOME=str(tmp_path / "keras"), **dead)
+    found = run_there(_REFUSED, tmp_path, HOME=str(tmp_path), KERAS_HOME=str(tmp_path / "keras"), CUDA_VISIBLE_DEVICES="-1", **dead)
     print(found)
     assert found["not here"]["code"] == "weights-missing"
     assert "2D_versatile_fluo" in found["not here"]["message"]
@@ -352,7 +354,8 @@ def test_models_that_cannot_be_loaded_are_named(tmp_path):
         assert found[name]["code"] == "weights-unreadable", name
         assert "weights_best.weights.h5" in found[name]["message"]
     assert found["of other patches"]["code"] == "stardist-channels"
-    assert found["with a GPU"] is None  # without one it says so and takes the CPU
+    assert found["with a GPU"]["code"] == "gpu-missing"
+    assert found["with a GPU, or the CPU"] is None  # as the user allowed
 
 
 # --- the shipped model's scores
