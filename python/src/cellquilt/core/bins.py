@@ -26,6 +26,7 @@ from cellquilt.core.errors import CellquiltError
 from cellquilt.core.labels import Labels, write_labels
 from cellquilt.core.shapes import ShapesFile
 from cellquilt.core.store import Store
+from cellquilt.core.tables import one_category, write_table
 from cellquilt.core.transforms import Affine
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ BINS, BINS_GRID, BINS_CELLS = "bins", "bins_grid", "bins_cells"
 _INSTANCE, _REGION = "bin_id", "region"
 #: How tables call a bin's row and column.
 _PLACES = (("array_row", "array_col"), ("row", "col"))
-_ENTRIES_PER_CHUNK = 1 << 20
 _MOST_PLACES = 1 << 30  # of a grid; a slide's whole area has a hundred times fewer
 _OFF_GRID = 0.5  # of a bin: how far a bin's centre may lie from where its row and column put it
 
@@ -403,78 +403,20 @@ def write_bins(
     shape
         (rows, columns) of the grid.
     """
+    import pandas as pd
+
     n = row.size
     grid = np.zeros(shape, dtype=np.uint32)
     grid[row, column] = np.arange(1, n + 1, dtype=np.uint32)
     write_labels(store.new_element("labels", BINS_GRID), grid, transforms)
-    table = store.new_element("tables", BINS)
-    _write_empty_table(table, row, column, genes)
-    zarr_json.update_attributes(
-        table,
-        {
-            "spatialdata-encoding-type": "ngff:regions_table",
-            "version": "0.2",
-            **_annotation(),
-        },
-    )
-    rows = _write_counts(table, blocks, len(genes))
-    if rows != n:
-        raise ValueError(f"{n} bins, but counts of {rows}")
-
-
-def _annotation() -> dict[str, str]:
-    return {"region": BINS_GRID, "region_key": _REGION, "instance_key": _INSTANCE}
-
-
-def _write_empty_table(table: Path, row: NDArray[np.integer], column: NDArray[np.integer], genes: list[str]) -> None:
-    """All of a table but its counts."""
-    import warnings
-
-    import pandas as pd
-    import zarr
-    from anndata import AnnData
-    from anndata.io import write_elem
-    from scipy.sparse import csr_matrix
-
-    n = row.size
-    regions = pd.Categorical.from_codes(np.zeros(n, np.int8), categories=pd.Index([BINS_GRID], dtype=object))
     obs = pd.DataFrame(
         {
             _INSTANCE: np.arange(1, n + 1, dtype=np.int64),
-            _REGION: regions,
+            _REGION: one_category(BINS_GRID, n),
             "array_row": row.astype(np.int32),
             "array_col": column.astype(np.int32),
         },
         index=pd.RangeIndex(1, n + 1).astype(str),
     )
-    adata = AnnData(
-        X=csr_matrix((n, len(genes)), dtype=np.int32),
-        obs=obs,
-        var=pd.DataFrame(index=pd.Index(genes, dtype=object)),
-        uns={"spatialdata_attrs": _annotation()} if n else {},
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        write_elem(zarr.open_group(str(table), mode="w"), "/", adata)  # no consolidated metadata: counts follow
-
-
-def _write_counts(table: Path, blocks: Iterable["csr_matrix"], n_genes: int) -> int:
-    """Replace the counts of a table; the number of rows written."""
-    import zarr
-
-    matrix: Any = zarr.open_group(str(table / "X"), mode="a")
-    parts = {
-        name: matrix.create_array(name, shape=(0,), chunks=(_ENTRIES_PER_CHUNK,), dtype=np.dtype(kind), overwrite=True)
-        for name, kind in (("data", np.int32), ("indices", np.int32), ("indptr", np.int64))
-    }
-    parts["indptr"].append(np.zeros(1, dtype=np.int64))
-    n_rows = n_entries = 0
-    for block in blocks:
-        block = block.tocsr()
-        block.sort_indices()
-        parts["data"].append(block.data.astype(np.int32))
-        parts["indices"].append(block.indices.astype(np.int32))
-        parts["indptr"].append(block.indptr[1:].astype(np.int64) + n_entries)
-        n_rows, n_entries = n_rows + block.shape[0], n_entries + block.nnz
-    matrix.attrs["shape"] = [n_rows, n_genes]
-    return n_rows
+    annotation = {"region": BINS_GRID, "region_key": _REGION, "instance_key": _INSTANCE}
+    write_table(store.new_element("tables", BINS), obs, genes, blocks, annotation)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from cellquilt.core.shapes import ShapesTable
+    from cellquilt.core.store import Store
 
 #: Largest file that is hashed whole; of larger ones 64 pieces of 1 MiB, evenly spread.
 _HASH_WHOLE = 64 << 20
@@ -89,6 +90,9 @@ class Slide:
     ----------
     images, points, shapes
         Element name → source.
+    tables
+        Element name → what writes the table of that name, and the labels that it annotates if they are its own, into
+        a store that is being made, and tells its rows.
     inputs
         The files it is made of, for the record.
     facts
@@ -98,6 +102,7 @@ class Slide:
     images: dict[str, ImageSource] = field(default_factory=dict)
     points: dict[str, PointsSource] = field(default_factory=dict)
     shapes: dict[str, Callable[[], "ShapesTable"]] = field(default_factory=dict)
+    tables: dict[str, Callable[["Store", str], int]] = field(default_factory=dict)
     inputs: list[Path] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -262,6 +267,8 @@ def convert_slide(
             table = shapes()
             write_shapes(store.new_element("shapes", element), table)
             opened.facts[f"n_{element}"] = len(table)
+        for element, write_to in opened.tables.items():
+            opened.facts[f"n_{element}"] = write_to(store, element)
         record.facts.update(opened.facts)
         record.facts["sources"] = {column: path.name for column, path in given.items() if path is not None}
         if given["path"] is not None:
