@@ -2,6 +2,8 @@
 SHELL  := /bin/bash
 CORE   := .venv/core/bin
 PYTEST := $(CORE)/python -m pytest
+# Two modules of tests at a time: most wait for Nextflow, a container or a lock. No more, for memory.
+PAIRED := -n 2 --dist loadfile
 CODE   := python/src tests bin
 
 .DEFAULT_GOAL := help
@@ -23,8 +25,8 @@ run: setup ## Run the pipeline: make run ARGS="--input sheet.csv --outdir result
 # Tests of what cannot be set up (proseg where there is no cargo) are skipped and say so.
 test: STAGES = core cellpose3 cellpose4 stardist domains nextflow $(shell command -v cargo >/dev/null && echo proseg)
 test: setup lint ## What CI runs: lint, types, layers, all tests
-	$(PYTEST) -m "not bench" tests $(ARGS)
-	.venv/domains/bin/python -m pytest -m "not bench" tests/domains $(ARGS)
+	$(PYTEST) $(PAIRED) -m "not bench" tests $(ARGS)
+	.venv/domains/bin/python -m pytest $(PAIRED) -m "not bench" tests/domains $(ARGS)
 
 test-fast: setup ## Tests that take under two minutes together
 	$(PYTEST) -m "not bench and not slow" tests/unit $(ARGS)
