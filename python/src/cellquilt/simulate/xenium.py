@@ -10,7 +10,6 @@ import dataclasses
 import json
 import string
 import uuid
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,9 @@ import shapely
 
 from cellquilt.core.log import progress
 from cellquilt.core.parquet import arrow_array, write_parquet
+from cellquilt.core.tiff_pyramid import write_pyramid
+from cellquilt.core.xenium import CELLS, EXPERIMENT, MIN_QV, SUMMARY, UNASSIGNED, xenium_ids
+from cellquilt.core.zarr_zip import ZarrZip
 from cellquilt.simulate.cells import reach_um
 from cellquilt.simulate.slide import Slide, Tile, Window
 from cellquilt.simulate.transcripts import Transcripts
@@ -29,11 +31,7 @@ from cellquilt.simulate.writer import TIFF_TILE, Spool, TableStream, TruthWriter
 
 #: Versions of the machine's software that there are layouts of, and what each calls itself.
 VERSIONS = {1: "xenium-1.9.2.0", 2: "xenium-2.0.1.0", 3: "xenium-3.3.0.1", 4: "xenium-4.0.1.0"}
-UNASSIGNED = "UNASSIGNED"
 LOW_QUALITY = 0.15  # share of transcripts of genes below the quality value of 20; of controls it is three times that
-MIN_QV = 20.0  # the machine's own tables count from here
-_SMALLEST_LEVEL_PX = 256
-_MOST_LEVELS = 6
 _OME = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
 
 
@@ -86,19 +84,6 @@ _CONTROLS = {
     3: (_PROBE, _CODEWORD, _UNUSED, _OLD, _GENOMIC),
     4: (_PROBE, _CODEWORD, _UNUSED, _OLD, _GENOMIC),
 }
-
-
-def xenium_ids(numbers: np.ndarray, suffix: int = 1) -> np.ndarray:
-    """Names of cells as the machine writes them: eight letters for the number in base 16, a dash, the data set.
-
-    Examples
-    --------
-    >>> xenium_ids(np.array([0, 22]))
-    array(['aaaaaaaa-1', 'aaaaaabg-1'], dtype='<U10')
-    """
-    shifts = np.arange(28, -1, -4, dtype=np.uint32)
-    letters = (np.asarray(numbers).astype(np.uint32)[:, None] >> shifts & 15).astype(np.uint8) + ord("a")
-    return np.char.add(letters.view("S8").ravel().astype("U8"), f"-{suffix}")
 
 
 def write_xenium(slide: Slide, folder: Path, name: str, what: What, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +191,12 @@ class _Images:
             names = [Path(self.files[k]).name for k in group]
             for place, k in enumerate(group):
                 xml = self._ome(names, place, [self.stains[k if self.version > 1 else 0].name for k in group])
-                _write_pyramid(self.folder / self.files[k], self.spools[k], xml, compression)
+                spool = self.spools[k]
+                write_pyramid(
+                    self.folder / self.files[k], spool.tiles(), spool.shape, spool.dtype,
+                    tile_px=TIFF_TILE, compression=compression, description=xml,
+                )  # fmt: skip
+                spool.remove()
         return self.files
 
     def _ome(self, files: list[str], place: int, channels: list[str]) -> str:
@@ -232,48 +222,6 @@ class _Images:
             data = ElementTree.SubElement(pixels, "TiffData", {"FirstC": str(k), "IFD": "0", "PlaneCount": "1"})
             ElementTree.SubElement(data, "UUID", {"FileName": file}).text = ids[k]
         return ElementTree.tostring(root, encoding="us-ascii", xml_declaration=True).decode("ascii")
-
-
-def _write_pyramid(path: Path, spool: Spool, xml: str, compression: str | None) -> None:
-    """One plane as a tiled TIFF with levels of half the size each below it; empties the spool."""
-    import tifffile
-
-    height, width = spool.shape
-    n_levels = 0
-    while n_levels < _MOST_LEVELS and max(height, width) >> n_levels > _SMALLEST_LEVEL_PX:
-        n_levels += 1
-    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
-        for level in range(n_levels + 1):
-            following = _halved(spool) if level < n_levels else None
-            tiff.write(
-                spool.tiles(), shape=spool.shape, dtype=spool.dtype, tile=(TIFF_TILE, TIFF_TILE),
-                compression=compression, photometric="minisblack", metadata=None, software="cellquilt",
-                subifds=n_levels if level == 0 else None, subfiletype=1 if level else 0,
-                description=xml if level == 0 else None,
-            )  # fmt: skip
-            spool.remove()
-            if following is not None:
-                spool = following
-
-
-def _halved(spool: Spool) -> Spool:
-    """The means of 2 × 2 pixels; an odd last row or column is left out, as machines do."""
-    half = Spool(
-        spool.path.with_name(f"{spool.path.name}.half"), (spool.shape[0] // 2, spool.shape[1] // 2), spool.dtype
-    )
-    size = 2 * TIFF_TILE
-    for row in range(half.rows):
-        for column in range(half.columns):
-            block = np.zeros((size, size), np.uint32)
-            for y in range(min(2, spool.rows - 2 * row)):
-                for x in range(min(2, spool.columns - 2 * column)):
-                    place = np.s_[y * TIFF_TILE : (y + 1) * TIFF_TILE, x * TIFF_TILE : (x + 1) * TIFF_TILE]
-                    block[place] = spool.tile(2 * row + y, 2 * column + x)
-            means = (block.reshape(TIFF_TILE, 2, TIFF_TILE, 2).sum(axis=(1, 3)) + 2) // 4
-            y0, x0 = row * TIFF_TILE, column * TIFF_TILE
-            window = (y0, min(y0 + TIFF_TILE, half.shape[0]), x0, min(x0 + TIFF_TILE, half.shape[1]))
-            half.write(window, means.astype(spool.dtype)[: window[1] - y0, : window[3] - x0])
-    return half
 
 
 # --- transcripts
@@ -521,87 +469,36 @@ class _Cells:
         labels = {"0": rank, "1": np.arange(1, len(rows) + 1, dtype=np.uint32)}
         if self.version == 1:
             labels["0"] = labels["1"]  # a nucleus has its cell's label
-        names = ["cell_centroid_x", "cell_centroid_y", "cell_area", "nucleus_centroid_x", "nucleus_centroid_y"]
+        names = list(SUMMARY[: 8 if self.version >= 2 else 7])
         summary = np.column_stack([rows[:, 1:], np.zeros(len(rows))])
-        names += ["nucleus_area", "z_level"]
         if self.version >= 2:
-            names.append("nucleus_count")
             summary = np.column_stack([summary, ~np.isnan(rows[:, 6])])
-        with _ZarrZip(self.folder / "cells.zarr.zip") as store:
+        with ZarrZip(self.folder / CELLS) as store:
             store.group("", {"major_version": 6 if self.version > 1 else 5, "number_cells": len(rows)})
-            store.array("cell_id", ids)
+            store.array("cell_id", ids, {})
             store.array("cell_summary", summary.astype(np.float64), {"column_names": names})
             store.group("masks", {})
             for (key, label), spool in zip(labels.items(), self._masks, strict=True):
                 label_of = np.zeros(len(sorted_ids) + 1, np.uint32)
                 label_of[1:] = label[order]
-                store.plane(f"masks/{key}", spool, np.concatenate([[0], sorted_ids]), label_of)
+                _write_mask(store, f"masks/{key}", spool, np.concatenate([[0], sorted_ids]), label_of)
                 spool.remove()
             if self.version == 1:
-                store.array("seg_mask_value", labels["1"])
+                store.array("seg_mask_value", labels["1"], {})
             else:
                 store.group("polygon_sets", {})
                 for key, cells in {"0": with_nucleus, "1": np.arange(len(rows))}.items():
                     store.group(f"polygon_sets/{key}", {})
-                    store.array(f"polygon_sets/{key}/cell_index", cells.astype(np.uint32))
+                    store.array(f"polygon_sets/{key}/cell_index", cells.astype(np.uint32), {})
 
 
-class _ZarrZip:
-    """A zipped Zarr store of format 2, written in one pass, without times: the same content, the same bytes."""
-
-    def __init__(self, path: Path) -> None:
-        self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED)
-
-    def __enter__(self) -> "_ZarrZip":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._zip.close()
-
-    def _put(self, name: str, content: bytes | Mapping[str, Any]) -> None:
-        data = content if isinstance(content, bytes) else json.dumps(content, sort_keys=True).encode()
-        self._zip.writestr(zipfile.ZipInfo(name.lstrip("/"), (1980, 1, 1, 0, 0, 0)), data)
-
-    def group(self, path: str, attributes: Mapping[str, Any]) -> None:
-        """Add a group."""
-        self._put(f"{path}/.zgroup", {"zarr_format": 2})
-        self._put(f"{path}/.zattrs", attributes)
-
-    def _header(self, path: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype) -> None:
-        self._put(
-            f"{path}/.zarray",
-            {
-                "zarr_format": 2,
-                "shape": shape,
-                "chunks": [max(size, 1) for size in chunks],
-                "dtype": dtype.str,
-                "order": "C",
-                "fill_value": 0,
-                "filters": None,
-                "compressor": {"id": "zlib", "level": 1},
-            },
-        )
-
-    def _chunk(self, path: str, values: np.ndarray) -> None:
-        import zlib
-
-        self._put(path, zlib.compress(np.ascontiguousarray(values).tobytes(), 1))
-
-    def array(self, path: str, values: np.ndarray, attributes: Mapping[str, Any] | None = None) -> None:
-        """Add a small array, in one chunk."""
-        self._header(path, values.shape, values.shape, values.dtype)
-        self._put(f"{path}/.zattrs", attributes or {})
-        if values.size:
-            self._chunk(f"{path}/{'.'.join('0' * values.ndim)}", values)
-
-    def plane(self, path: str, spool: Spool, known: np.ndarray, label_of: np.ndarray) -> None:
-        """Add a mask tile by tile, its numbers (`known`, ascending) replaced by labels."""
-        self._header(path, spool.shape, (TIFF_TILE, TIFF_TILE), spool.dtype)
-        self._put(f"{path}/.zattrs", {})
-        for k, numbers in enumerate(spool.tiles()):
-            if numbers.any():
-                place = np.searchsorted(known, numbers)
-                self._chunk(f"{path}/{k // spool.columns}.{k % spool.columns}", label_of[place])
+def _write_mask(store: ZarrZip, path: str, spool: Spool, known: np.ndarray, label_of: np.ndarray) -> None:
+    """Add a mask tile by tile, its numbers (`known`, ascending) replaced by labels."""
+    store.header(path, spool.shape, (TIFF_TILE, TIFF_TILE), spool.dtype, {})
+    for k, numbers in enumerate(spool.tiles()):
+        if numbers.any():
+            place = np.searchsorted(known, numbers)
+            store.chunk(path, (k // spool.columns, k % spool.columns), label_of[place])
 
 
 def _write_experiment(
@@ -638,6 +535,6 @@ def _write_experiment(
         "analysis_sw_version": VERSIONS[version],
         "experiment_uuid": str(uuid.uuid5(uuid.NAMESPACE_URL, f"cellquilt-simulation/{name}")),
         "images": dict(zip(kinds, files, strict=False)),
-        "xenium_explorer_files": {"cells_zarr_filepath": "cells.zarr.zip"},
+        "xenium_explorer_files": {"cells_zarr_filepath": CELLS},
     }
-    (folder / "experiment.xenium").write_text(json.dumps(document, indent=1) + "\n")
+    (folder / EXPERIMENT).write_text(json.dumps(document, indent=1) + "\n")
