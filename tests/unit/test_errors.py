@@ -22,7 +22,7 @@ COMPUTED = {
     ("domains/stages.py", "error.code"): set(),  # the same error, with the slide's name before it
     ("domains/analysis/conditions.py", "error.code.replace('condition', 'batch')"): {"batch-missing", "batch-mixed"},
     ("domains/analysis/conditions.py", "code"): {"condition-mixed", "batch-mixed"},
-    ("domains/analysis/slides.py", "code"): {"domains-missing", "condition-missing", "column-unknown"},
+    ("spatial/slides.py", "code"): {"domains-missing", "condition-missing", "column-unknown"},
     ("readers/base.py", "f'{what}-not-found'"): {"transcripts-not-found", "prior-cells-not-found"},
     ("segment/executable.py", "f'{name}-timeout'"): {"baysor-timeout", "proseg-timeout"},
 }

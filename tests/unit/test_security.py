@@ -315,7 +315,7 @@ class Evil:
     ],
 )
 def test_a_zarr_array_of_pickles_is_not_unpickled(tmp_path, codecs):
-    from cellquilt.domains.analysis.files import read_tables
+    from cellquilt.spatial.files import read_tables
 
     marker = tmp_path / "owned"
     folder = tmp_path / "cells.zarr"

@@ -16,7 +16,7 @@ _PUBLIC = {
     "estimate": "cellquilt.costs",
     "make_image_patches": "cellquilt.steps",
     "make_transcript_patches": "cellquilt.steps",
-    "spatial_neighbors": "cellquilt.domains.tables",
+    "spatial_neighbors": "cellquilt.spatial.tables",
 }
 _MODULES = ("domains", "export", "io", "segmentation", "simulate")
 
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from cellquilt.core.errors import CellquiltError
     from cellquilt.core.settings import Settings
     from cellquilt.costs import estimate
-    from cellquilt.domains.tables import spatial_neighbors
     from cellquilt.simulate import simulate
+    from cellquilt.spatial.tables import spatial_neighbors
     from cellquilt.steps import aggregate, compare, make_image_patches, make_transcript_patches
 
 

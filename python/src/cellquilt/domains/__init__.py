@@ -8,7 +8,7 @@ from cellquilt.domains.correction import batch_effect_correction
 from cellquilt.domains.datasets import load_dataset
 from cellquilt.domains.images import ImagePca, SlideImage, image_embeddings
 from cellquilt.domains.model import Model
-from cellquilt.domains.tables import spatial_neighbors
+from cellquilt.spatial.tables import spatial_neighbors
 
 __all__ = [
     "ImagePca",

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import LOG
-from cellquilt.domains.analysis.slides import require_column
 from cellquilt.domains.model import DOMAIN, LATENT
-from cellquilt.domains.tables import tables_of
+from cellquilt.spatial.slides import require_column
+from cellquilt.spatial.tables import tables_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

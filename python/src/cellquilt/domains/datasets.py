@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from cellquilt.core.errors import CellquiltError, did_you_mean, did_you_mean_file
 from cellquilt.core.log import LOG
-from cellquilt.domains.analysis.files import TableFiles
-from cellquilt.domains.analysis.slides import SAMPLE
 from cellquilt.domains.hub import Hub, is_hub_id
+from cellquilt.spatial.files import TableFiles
+from cellquilt.spatial.slides import SAMPLE
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellquilt.core.errors import CellquiltError, did_you_mean
-from cellquilt.domains.tables import SlideRows, graph_of, slides_of, tables_of
+from cellquilt.spatial.tables import SlideRows, graph_of, slides_of, tables_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -16,7 +16,7 @@ from cellquilt.domains.hub import model_folder
 from cellquilt.domains.prototypes import Metric, Prototypes
 from cellquilt.domains.slides import SlideCells, Slides
 from cellquilt.domains.stability import Judge, Levels, stable_levels
-from cellquilt.domains.tables import ABOUT, slides_of, tables_of
+from cellquilt.spatial.tables import ABOUT, slides_of, tables_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

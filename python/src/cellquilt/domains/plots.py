@@ -12,8 +12,8 @@ from cellquilt.core.transforms import round_length
 from cellquilt.domains.analysis.architecture import Architecture
 from cellquilt.domains.analysis.dendrogram import Dendrogram
 from cellquilt.domains.analysis.genes import GeneStatistics
-from cellquilt.domains.analysis.slides import natural_order, slides
 from cellquilt.domains.maps import NO_DOMAIN, Raster, domain_colours, domain_raster
+from cellquilt.spatial.slides import natural_order, slides
 
 if TYPE_CHECKING:
     import pandas as pd

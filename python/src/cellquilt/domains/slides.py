@@ -12,8 +12,8 @@ from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import LOG
 from cellquilt.domains.expression import kind_of
-from cellquilt.domains.tables import ABOUT, DISTANCES, graph_of, slides_of
 from cellquilt.geometry.neighbours import SpatialGraph
+from cellquilt.spatial.tables import ABOUT, DISTANCES, graph_of, slides_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -29,7 +29,6 @@ from cellquilt.core.record import Record
 from cellquilt.core.settings import SHIPPED_DOMAINS, Settings
 from cellquilt.core.store import Store, consolidate
 from cellquilt.core.transforms import MICRONS
-from cellquilt.domains.analysis.files import read_tables
 from cellquilt.domains.checkpoint import COMPONENTS, checksum
 from cellquilt.domains.hub import model_folder
 from cellquilt.domains.results import (
@@ -47,8 +46,9 @@ from cellquilt.domains.results import (
     sorted_by_name,
 )
 from cellquilt.domains.slides import IMAGE, IMAGE_ABOUT, SlideCells, Slides, read_slide, slides_of_table, write_slide
-from cellquilt.domains.tables import ABOUT, matrices_of, spatial_neighbors
 from cellquilt.readers.he_image import open_he_image
+from cellquilt.spatial.files import read_tables
+from cellquilt.spatial.tables import ABOUT, matrices_of, spatial_neighbors
 
 if TYPE_CHECKING:
     from anndata import AnnData

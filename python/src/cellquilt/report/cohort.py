@@ -17,14 +17,14 @@ from cellquilt.core.record import versions
 from cellquilt.domains import plots as figures
 from cellquilt.domains.analysis.cohort import CohortAnalysis, analyse_cohort
 from cellquilt.domains.analysis.dendrogram import Dendrogram, dendrogram
-from cellquilt.domains.analysis.slides import slides
 from cellquilt.domains.hierarchy import Hierarchy
 from cellquilt.domains.maps import NO_DOMAIN, domain_colours, domain_raster
-from cellquilt.domains.tables import ABOUT
 from cellquilt.report import pictures
 from cellquilt.report.figures import figure_svg
 from cellquilt.report.html import embedded, environment
 from cellquilt.report.plots import number, percent
+from cellquilt.spatial.slides import slides
+from cellquilt.spatial.tables import ABOUT
 
 if TYPE_CHECKING:
     import pandas as pd

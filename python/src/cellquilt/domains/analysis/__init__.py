@@ -7,7 +7,6 @@ from cellquilt.domains.analysis.architecture import Architecture, architecture
 from cellquilt.domains.analysis.cohort import CohortAnalysis, analyse_cohort
 from cellquilt.domains.analysis.conditions import compare_conditions
 from cellquilt.domains.analysis.dendrogram import Dendrogram, dendrogram
-from cellquilt.domains.analysis.files import TableFiles, check_output, read_tables, write_table
 from cellquilt.domains.analysis.genes import (
     GeneStatistics,
     gene_statistics,
@@ -16,6 +15,7 @@ from cellquilt.domains.analysis.genes import (
 )
 from cellquilt.domains.analysis.pathways import Pathways, pathway_scores, read_gene_sets
 from cellquilt.domains.analysis.shares import proportions
+from cellquilt.spatial.files import TableFiles, check_output, read_tables, write_table
 
 __all__ = [
     "Architecture",

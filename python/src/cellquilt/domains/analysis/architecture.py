@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellquilt.core.errors import CellquiltError
-from cellquilt.domains.analysis.slides import all_domains, slides
-from cellquilt.domains.tables import graph_of
+from cellquilt.spatial.slides import all_domains, slides
+from cellquilt.spatial.tables import graph_of
 
 if TYPE_CHECKING:
     import pandas as pd

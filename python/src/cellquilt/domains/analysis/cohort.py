@@ -10,11 +10,11 @@ import numpy as np
 from cellquilt.domains import metrics
 from cellquilt.domains.analysis.architecture import Architecture, architecture
 from cellquilt.domains.analysis.conditions import compare_conditions
-from cellquilt.domains.analysis.files import write_table
 from cellquilt.domains.analysis.genes import GeneStatistics, gene_statistics
 from cellquilt.domains.analysis.pathways import Pathways, pathway_scores, read_gene_sets
 from cellquilt.domains.analysis.shares import proportions
-from cellquilt.domains.analysis.slides import slides
+from cellquilt.spatial.files import write_table
+from cellquilt.spatial.slides import slides
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -172,7 +172,7 @@ def _survey(adatas: "AnnData | Sequence[AnnData]", domain_key: str, slide_key: s
     """What the tables have, and their agreement with the truth."""
     import anndata
 
-    from cellquilt.domains.tables import DISTANCES
+    from cellquilt.spatial.tables import DISTANCES
 
     found = _Survey()
     labels, all_true = [], True

@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellquilt.core.errors import CellquiltError, did_you_mean
-from cellquilt.core.log import LOG
 from cellquilt.domains.analysis.expression import measured
-from cellquilt.domains.analysis.slides import natural_order, one_value, slides
+from cellquilt.spatial.conditions import ComparedPairs
+from cellquilt.spatial.slides import natural_order, one_value, slides
 from cellquilt.statistics.compositions import PSEUDOCOUNT, centred_log_ratios, median_log_ratios
-from cellquilt.statistics.groups import GroupComparison, compare_groups, pairs_of
-from cellquilt.statistics.multiplicity import benjamini_hochberg
+from cellquilt.statistics.groups import pairs_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,105 +106,14 @@ def compare_conditions(
     conditions = [sample.condition for sample in samples.values()]
     batches = None if batch_key is None else np.array([str(sample.batch) for sample in samples.values()])
     pairs = pairs_of(conditions, reference)
-    compared = _Compared(n_permutations, seed, batches, np.array(conditions, dtype=object))
+    compared = ComparedPairs(n_permutations, seed, batches, np.array(conditions, dtype=object))
     if what == "proportions":
         _proportions(samples, pairs, compared)
     else:
         _expression(samples, pairs, compared, min_cells)
-    return compared.frame(gene=what == "expression")
-
-
-@dataclass
-class _Compared:
-    """Rows of the result, and what they are made with."""
-
-    n_permutations: int
-    seed: int
-    batches: NDArray | None
-    conditions: NDArray
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    warned: set[str] = field(default_factory=set)
-
-    def add(
-        self, pair: tuple[str, str], among: NDArray[np.bool_], tested: NDArray, shown: NDArray, labels: dict[str, Any]
-    ) -> None:
-        """Compare a pair of conditions in columns of numbers.
-
-        `among` (n_samples,) says which samples have them, `tested` and `shown` are (n_samples, m), and `labels` are
-        columns of the result.
-        """
-        a, b = ((self.conditions == name) & among for name in pair)
-        columns = {"condition_a": pair[0], "condition_b": pair[1], **labels, "n_a": int(a.sum()), "n_b": int(b.sum())}
-        if not a.any() or not b.any():
-            return
-        rows = a | b
-        batch = None if self.batches is None else self.batches[rows]
-        found = compare_groups(tested[rows], b[rows], batch, n_permutations=self.n_permutations, seed=self.seed)
-        self._warn(pair, found)
-        self.rows.append(
-            {
-                **columns,
-                "mean_a": shown[a].mean(axis=0),
-                "mean_b": shown[b].mean(axis=0),
-                "difference": shown[b].mean(axis=0) - shown[a].mean(axis=0),
-                "log2_ratio": found.difference,
-                "hedges_g": found.hedges_g,
-                "p": found.p,
-                "p_max_t": found.p_max_t,
-                "smallest_p": found.smallest_p,
-                "n_permutations": found.n_permutations,
-                "exact": found.exact,
-                "note": found.why_no_p,
-            }
-        )
-
-    def _warn(self, pair: tuple[str, str], found: GroupComparison) -> None:
-        text = f"{pair[0]} against {pair[1]}"
-        if found.why_no_p == "confounded with batch":
-            text += ": confounded: every batch holds one of the two only; differences may be the batches', no p-values"
-        elif found.why_no_p:
-            text += f": {found.n_a} and {found.n_b} samples: {found.why_no_p}: effect sizes, no p-values"
-        elif found.smallest_p > 0.05:
-            text += f": with {found.n_a} and {found.n_b} samples no p-value can be below {found.smallest_p:.2g}"
-        else:
-            return
-        if text not in self.warned:
-            self.warned.add(text)
-            LOG.warning("%s", text)
-
-    def frame(self, gene: bool) -> "pd.DataFrame":
-        import pandas as pd
-
-        names = ["condition_a", "condition_b", "domain", *(["gene"] if gene else []), "n_a", "n_b", "mean_a", "mean_b"]
-        names += [
-            "difference",
-            "log2_ratio",
-            "hedges_g",
-            *([] if gene else ["clr_difference"]),
-            "p",
-            "p_max_t",
-            "p_bh",
-            "smallest_p",
-            "n_permutations",
-        ]
-        names += ["exact", "note"]
-        if not self.rows:
-            return pd.DataFrame(columns=names)
-        found = pd.concat([pd.DataFrame(row) for row in self.rows], ignore_index=True)
-        found = found.assign(p_bh=benjamini_hochberg(found["p"]))[names]
-        place = {name: k for k, name in enumerate(natural_order(list(found["domain"].unique())))}
-        order = {name: place[k] for k, name in enumerate(found["domain"].unique())}
-        keys = pd.DataFrame(
-            {
-                "a": found["condition_a"],
-                "b": found["condition_b"],
-                "p": found["p"],
-                "g": -found["hedges_g"].abs(),
-                "domain": found["domain"].map(order),
-                "row": np.arange(len(found)),
-            }
-        )
-        return found.iloc[keys.sort_values(list(keys.columns)).index].reset_index(drop=True)
+    if what == "expression":
+        return compared.frame("domain", "gene")
+    return compared.frame("domain", extra=("clr_difference",))
 
 
 def _samples(
@@ -248,7 +156,7 @@ def _batch(slide: Any, key: str) -> str:
         raise CellquiltError(error.code.replace("condition", "batch"), error.message, error.hint) from None
 
 
-def _proportions(samples: dict[str, _Sample], pairs: list[tuple[str, str]], compared: _Compared) -> None:
+def _proportions(samples: dict[str, _Sample], pairs: list[tuple[str, str]], compared: ComparedPairs) -> None:
     names = sorted({name for sample in samples.values() for name in sample.numbers})
     domains = [names[k] for k in natural_order(names)]
     numbers = np.array([[sample.numbers.get(name, 0) for name in domains] for sample in samples.values()])
@@ -264,7 +172,9 @@ def _proportions(samples: dict[str, _Sample], pairs: list[tuple[str, str]], comp
         compared.add(pair, among, ratios, shares, labels)
 
 
-def _expression(samples: dict[str, _Sample], pairs: list[tuple[str, str]], compared: _Compared, min_cells: int) -> None:
+def _expression(
+    samples: dict[str, _Sample], pairs: list[tuple[str, str]], compared: ComparedPairs, min_cells: int
+) -> None:
     names = sorted({name for sample in samples.values() for name in sample.sums})
     genes = sorted(
         {gene for sample in samples.values() for parts in sample.sums.values() for g, _ in parts for gene in g}

@@ -10,7 +10,7 @@ from cellquilt.core.errors import CellquiltError
 from cellquilt.domains.expression import kind_of
 
 if TYPE_CHECKING:
-    from cellquilt.domains.analysis.slides import Slide
+    from cellquilt.spatial.slides import Slide
 
 
 @dataclass(frozen=True)

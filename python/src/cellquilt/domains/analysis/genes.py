@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellquilt.domains.analysis.expression import Measured, measured, membership
-from cellquilt.domains.analysis.slides import all_domains, slides
+from cellquilt.spatial.slides import all_domains, slides
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cellquilt.core.errors import CellquiltError, did_you_mean_file
 from cellquilt.core.log import LOG
 from cellquilt.domains.analysis.expression import measured, membership
-from cellquilt.domains.analysis.slides import Slide, slides
+from cellquilt.spatial.slides import Slide, slides
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cellquilt.domains.analysis.slides import all_domains, one_value, slides
+from cellquilt.spatial.slides import all_domains, one_value, slides
 
 if TYPE_CHECKING:
     import pandas as pd

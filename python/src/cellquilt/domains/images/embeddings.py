@@ -17,7 +17,7 @@ from cellquilt.domains.images.pca import ImagePca
 from cellquilt.domains.images.slide_image import SlideImage
 from cellquilt.domains.model import threads_of
 from cellquilt.domains.slides import IMAGE
-from cellquilt.domains.tables import coordinates_of, slides_of, tables_of
+from cellquilt.spatial.tables import coordinates_of, slides_of, tables_of
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,1 @@
+"""Space in tables and stores: graphs, statistics and operations across elements."""
