@@ -86,7 +86,7 @@ def test_every_sample_has_its_outcome_and_both_doors_say_the_same(nextflow, shee
     assert {sample for sample, row in rows.items() if row["status"] == "done"} == {"good", "empty"}
     for sample, (stage, code, words) in FAILED.items():
         row = rows[sample]
-        assert (row["status"], row["stage"]) == ("failed", stage), row
+        assert (row["status"], row["stage"], row["error"]) == ("failed", stage, code), row
         assert [word for word in words if word not in row["cause"]] == []
         assert row["hint"]
         assert f"failed: {sample} in {stage}" in run.out

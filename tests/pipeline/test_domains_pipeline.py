@@ -226,7 +226,7 @@ def moments(x):
 
 
 def test_what_aligned_images_show_goes_into_domains(cohort, tmp_path):
-    """A slide without an image of its own and a table of cells, both with an H&E and where it lies."""
+    """A slide without an image of its own and a table of cells, both with an H&E; by the strict parser."""
     rng = np.random.default_rng(0)
     for name in ("s1", "table"):
         pixels = rng.integers(0, 256, (500, 500, 3), dtype=np.uint8)
@@ -240,7 +240,7 @@ def test_what_aligned_images_show_goes_into_domains(cohort, tmp_path):
         sheet.writerow(["table", "anndata", cohort / "made elsewhere.h5ad", "", "table he.tif", "matrix.csv"])
     run = Nextflow(tmp_path).pipeline(
         "--input", "sheet.csv", *ARGUMENTS, "--domains_image_model", "stains:moments", "--domains_um_per_px", "4",
-        "--domains_image_components", "3", PYTHONPATH=str(tmp_path),
+        "--domains_image_components", "3", PYTHONPATH=str(tmp_path), NXF_SYNTAX_PARSER="v2",
     )  # fmt: skip
     assert run.code == 0, run.out + run.err
     domains = tmp_path / "results" / "cohort" / "domains"
@@ -254,7 +254,7 @@ def test_what_aligned_images_show_goes_into_domains(cohort, tmp_path):
 
 
 def test_stubs_draw_the_whole_graph(cohort, tmp_path):
-    run = Nextflow(tmp_path).pipeline("--input", cohort / "sheet.csv", *ARGUMENTS, "-stub-run")
+    run = Nextflow(tmp_path).pipeline("--input", cohort / "sheet.csv", *ARGUMENTS, "-stub-run", NXF_SYNTAX_PARSER="v2")
     assert run.code == 0, run.out + run.err
     done = {task["process"].split(":")[-1] for task in run.trace}
     assert done == {
