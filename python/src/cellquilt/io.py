@@ -46,6 +46,11 @@ def read(path: str | Path, technology: str, *, output: str | Path | None = None,
     return spatialdata.read_zarr(store)
 
 
+def cosmx(path: str | Path, *, output: str | Path | None = None, **settings: Any) -> "SpatialData":
+    """Read a CosMx slide's folder; see `read`."""
+    return read(path, "cosmx", output=output, **settings)
+
+
 def merscope(path: str | Path, *, output: str | Path | None = None, **settings: Any) -> "SpatialData":
     """Read a MERSCOPE region's folder; see `read`."""
     return read(path, "merscope", output=output, **settings)
@@ -56,6 +61,40 @@ def ome_tif(path: str | Path, *, output: str | Path | None = None, **settings: A
     return read(path, "ome_tif", output=output, **settings)
 
 
+def visium_hd(path: str | Path, *, output: str | Path | None = None, **settings: Any) -> "SpatialData":
+    """Read Space Ranger's output of a Visium HD slide; see `read`."""
+    return read(path, "visium_hd", output=output, **settings)
+
+
 def xenium(path: str | Path, *, output: str | Path | None = None, **settings: Any) -> "SpatialData":
     """Read a Xenium region's bundle; see `read`."""
     return read(path, "xenium", output=output, **settings)
+
+
+def bioio(path: str | Path, *, output: str | Path | None = None, **settings: Any) -> "SpatialData":
+    """Read any image that bioio reads; see `read`."""
+    return read(path, "bioio", output=output, **settings)
+
+
+def hyperion(path: str | Path, *, output: str | Path | None = None, **settings: Any) -> "SpatialData":
+    """Read a Hyperion region: a folder of TIFFs, or an OME-TIFF; see `read`."""
+    return read(path, "hyperion", output=output, **settings)
+
+
+def macsima(path: str | Path, *, output: str | Path | None = None, **settings: Any) -> "SpatialData":
+    """Read a MACSima experiment's folder; see `read`."""
+    return read(path, "macsima", output=output, **settings)
+
+
+def molecular_cartography(
+    path: str | Path, region: str | None = None, *, output: str | Path | None = None, **settings: Any
+) -> "SpatialData":
+    """Read a region of a Molecular Cartography folder; see `read`. `region` is short for ``vendor_region``."""
+    if region is not None:
+        settings["vendor_region"] = region
+    return read(path, "molecular_cartography", output=output, **settings)
+
+
+def phenocycler(path: str | Path, *, output: str | Path | None = None, **settings: Any) -> "SpatialData":
+    """Read a PhenoCycler slide: a QPTIFF, or a TIFF that QuPath made of it; see `read`."""
+    return read(path, "phenocycler", output=output, **settings)

@@ -19,7 +19,13 @@ _PATH = click.Path(path_type=Path)
 @click.option("--width-px", default=2048, show_default=True, type=click.IntRange(64), help="Width in pixels.")
 @click.option("--height-px", type=click.IntRange(64), help="Height in pixels; default: the width.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed.")
-@click.option("--format", "file_format", default="ome_tif", show_default=True, help="ome_tif, merscope or xenium.")
+@click.option(
+    "--format",
+    "file_format",
+    default="ome_tif",
+    show_default=True,
+    help="ome_tif, merscope, xenium, cosmx or visium_hd.",
+)
 def simulate(output: Path, file_format: str, **options: Any) -> None:
     """Simulate slides whose cells, types, domains and transcripts are known, with a sheet to run them."""
     import cellquilt

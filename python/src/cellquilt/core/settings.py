@@ -21,7 +21,20 @@ Value = int | float | str | bool | list[str] | None
 
 #: Cell tables made elsewhere: they are not segmented, and enter where domains are found.
 TABLES = ("anndata", "spatialdata")
-TECHNOLOGIES = (*TABLES, "merscope", "ome_tif", "transcripts", "xenium")
+TECHNOLOGIES = (
+    *TABLES,
+    "bioio",
+    "cosmx",
+    "hyperion",
+    "macsima",
+    "merscope",
+    "molecular_cartography",
+    "ome_tif",
+    "phenocycler",
+    "transcripts",
+    "visium_hd",
+    "xenium",
+)
 #: Technologies without an image; their rows of the sheet need no path, for the transcripts are all there is.
 WITHOUT_IMAGE = ("transcripts",)
 METHODS = ("cellpose", "generic", "stardist", "vendor")
@@ -70,6 +83,8 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "domains": ("Spatial domains: the model", ("domains_train", "domains_assign")),
     "domains_training": ("Spatial domains: training of the published recipe", ("domains_train",)),
     "domains_level": ("Spatial domains: how many", ("domains_assign",)),
+    "cluster": ("Clusters of a slide's cells", ("cluster",)),
+    "annotate": ("Types of a slide's cells, by markers or from a reference", ("annotate",)),
     "report": ("Quality control and reports", ("report", "compare")),
     "export": ("Files for other programs", ("export",)),
     "resources": (
@@ -78,6 +93,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
             *("convert", "tissue", "patchify", "segment", "resolve"),
             *("patchify_transcripts", "segment_transcripts", "resolve_transcripts", "aggregate", "compare", "report"),
             *("export", "domains_prepare", "domains_train", "domains_embed", "domains_assign"),
+            *("cluster", "annotate"),
         ),
     ),
 }
@@ -171,7 +187,7 @@ SETTINGS: tuple[Setting, ...] = (
         "str",
         None,
         "Usual values for a machine's slides, where you give none.",
-        choices=("merscope", "xenium"),
+        choices=("cosmx", "hyperion", "merscope", "molecular_cartography", "visium_hd", "xenium"),
     ),
     _run("estimate", "bool", False, "Say what the run will take, from the headers of its input, and stop."),
     _run(
@@ -338,6 +354,55 @@ SETTINGS: tuple[Setting, ...] = (
         "Image of a Xenium bundle: best focus (all stains), maximum projection or stack of DAPI, or none.",
         choices=("focus", "mip", "stack", "none"),
     ),
+    Setting(
+        "cosmx_image",
+        "convert",
+        "str",
+        "auto",
+        "Image of a CosMx slide: stains and, where there are, proteins (auto), stains alone, the composite, or none.",
+        choices=("auto", "morphology", "composite", "none"),
+    ),
+    Setting(
+        "visium_hd_bin_um",
+        "convert",
+        "int",
+        2,
+        "Width in µm of the bins of a Visium HD slide: 2, or one that Space Ranger added up, such as 8 or 16.",
+        minimum=1,
+        maximum=999,
+    ),
+    Setting(
+        "visium_hd_counts",
+        "convert",
+        "str",
+        "filtered",
+        "Bins of a Visium HD slide: filtered are those in the tissue, raw are all.",
+        choices=("filtered", "raw"),
+    ),
+    Setting(
+        "visium_hd_image",
+        "convert",
+        "str",
+        "fullres",
+        "Image of a Visium HD slide: the microscope's, Space Ranger's small one (hires), or none.",
+        choices=("fullres", "hires", "none"),
+    ),
+    Setting(
+        "fullres_image",
+        "convert",
+        "str",
+        None,
+        "Microscope's image of a Visium HD slide: a path, or one relative to its folder; default: in microscope_image.",
+    ),
+    Setting(
+        "vendor_region",
+        "convert",
+        "str",
+        None,
+        "Region of a folder that holds several (MACSima, Hyperion, Molecular Cartography): one row of the sheet each.",
+    ),
+    Setting("bioio_scene", "convert", "str", None, "Scene of an image read by bioio: its name or its number from 0."),
+    Setting("bioio_timepoint", "convert", "int", 0, "Time point of an image read by bioio, from 0.", minimum=0),
     Setting("chunk_px", "convert", "int", 2048, "Chunk width of the stored image in pixels.", minimum=64, hidden=True),
     # --- tissue
     Setting(
@@ -1136,6 +1201,141 @@ SETTINGS: tuple[Setting, ...] = (
         minimum=1e-6,
         per_sample=False,
     ),
+    # --- cluster
+    Setting(
+        "cluster",
+        "cluster",
+        "bool",
+        False,
+        "Cluster the cells of each slide (Leiden), and find the markers of the clusters.",
+    ),
+    Setting(
+        "cluster_resolution",
+        "cluster",
+        "float",
+        1.0,
+        "Resolution of Leiden: more, more clusters.",
+        keyword="resolution",
+        minimum=1e-6,
+    ),
+    Setting(
+        "cluster_n_neighbors",
+        "cluster",
+        "int",
+        15,
+        "Most similar cells that a cell is joined to.",
+        keyword="n_neighbors",
+        minimum=2,
+    ),
+    Setting(
+        "cluster_n_pcs", "cluster", "int", 50, "Principal components, at most.", keyword="n_pcs", minimum=1, maximum=500
+    ),
+    Setting(
+        "cluster_n_top_genes",
+        "cluster",
+        "int",
+        None,
+        "Most variable genes to look at; default: all of a panel of up to 5000, else 3000.",
+        keyword="n_top_genes",
+        minimum=2,
+    ),
+    Setting("cluster_n_markers", "cluster", "int", 10, "Markers of a cluster to list.", keyword="n_markers", minimum=1),
+    Setting("cluster_seed", "cluster", "int", 0, "Seed of clusters.", keyword="seed", minimum=0, hidden=True),
+    # --- annotate
+    Setting(
+        "annotate_markers",
+        "annotate",
+        "str",
+        None,
+        "File with the markers of cell types to name cells by (CSV or JSON).",
+        keyword="markers",
+        is_file=True,
+    ),
+    Setting(
+        "annotate_reference",
+        "annotate",
+        "str",
+        None,
+        "Reference whose cells have types, to name cells by (.h5ad).",
+        keyword="reference",
+        is_file=True,
+    ),
+    Setting(
+        "annotate_label",
+        "annotate",
+        "str",
+        None,
+        "Column of the reference's obs with the types.",
+        keyword="label",
+    ),
+    Setting(
+        "annotate_min_score",
+        "annotate",
+        "float",
+        0.5,
+        "By markers: cells whose best type scores less, from 0 to 1, are unknown.",
+        keyword="min_score",
+        minimum=0,
+        maximum=1,
+    ),
+    Setting(
+        "annotate_min_margin",
+        "annotate",
+        "float",
+        0.1,
+        "By markers: cells whose two best types score so alike are unknown.",
+        keyword="min_margin",
+        minimum=0,
+        maximum=1,
+    ),
+    Setting(
+        "annotate_min_confidence",
+        "annotate",
+        "float",
+        0.5,
+        "By a reference: cells of which a smaller share of neighbours agrees are unknown.",
+        keyword="min_confidence",
+        minimum=0,
+        maximum=1,
+    ),
+    Setting(
+        "annotate_min_genes",
+        "annotate",
+        "int",
+        20,
+        "By a reference: genes that it must share with a slide.",
+        keyword="min_genes",
+        minimum=2,
+    ),
+    Setting(
+        "annotate_n_neighbors",
+        "annotate",
+        "int",
+        15,
+        "By a reference: its nearest cells that vote.",
+        keyword="n_neighbors",
+        minimum=1,
+    ),
+    Setting(
+        "annotate_n_pcs",
+        "annotate",
+        "int",
+        50,
+        "By a reference: principal components, at most.",
+        keyword="n_pcs",
+        minimum=1,
+        maximum=500,
+    ),
+    Setting(
+        "annotate_scaling",
+        "annotate",
+        "str",
+        "reference",
+        "By a reference: scale genes of both by the reference's cells, or each by its own.",
+        keyword="scaling",
+        choices=("reference", "each"),
+    ),
+    Setting("annotate_seed", "annotate", "int", 0, "Seed of annotation.", keyword="seed", minimum=0, hidden=True),
     # --- report
     Setting(
         "qc_thresholds",
@@ -1189,7 +1389,11 @@ SETTINGS: tuple[Setting, ...] = (
 
 #: What a preset brings: setting → value. What the user gives for the run or for a sample wins.
 PRESETS: dict[str, dict[str, Value]] = {
+    "cosmx": {"z_step_um": 0.8, "min_transcripts": 10},
+    "hyperion": {"pixel_size_um": 1.0},
     "merscope": {"z": "middle", "min_transcripts": 10},
+    "molecular_cartography": {"pixel_size_um": 0.138, "min_transcripts": 10},
+    "visium_hd": {"segmentation": "stardist", "min_transcripts": 20},
     "xenium": {"min_qv": 20.0, "min_transcripts": 10},
 }
 

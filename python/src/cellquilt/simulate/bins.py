@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,13 +50,60 @@ def bin_transcripts(
     -----
     The memory grows with the number of different pairs of bin and gene.
     """
+    binned = count_in_bins(slide / "truth", bin_um=bin_um, angle_deg=angle_deg)
+    pixel = float(json.loads((slide / "truth" / "simulation.json").read_text())["parameters"]["pixel_size_um"])
+
+    def blocks() -> Iterator["csr_matrix"]:
+        for start in range(0, binned.row.size, _ROWS):
+            yield binned.counts[start : start + _ROWS]
+
+    transforms = {MICRONS: binned.to_um, GLOBAL: scale(1 / pixel) @ binned.to_um}
+    with new_store(output, sample=slide.name, overwrite=overwrite) as store:
+        write_bins(store, binned.row, binned.column, binned.genes, blocks(), transforms, binned.shape)
+    return output
+
+
+@dataclass(frozen=True)
+class BinCounts:
+    """Transcripts of a slide in the bins of a grid.
+
+    Attributes
+    ----------
+    row, column
+        (n,) int64 place of each bin that has a transcript, in raster order.
+    counts
+        (n, n_genes) int32.
+    genes
+        Names of its columns.
+    to_um
+        (3, 3) map from the grid to µm.
+    shape
+        (rows, columns) of the grid.
+    """
+
+    row: NDArray[np.int64]
+    column: NDArray[np.int64]
+    counts: "csr_matrix"
+    genes: list[str]
+    to_um: Affine
+    shape: tuple[int, int]
+
+
+def count_in_bins(truth: Path, *, bin_um: float = 2.0, angle_deg: float = 0.0) -> BinCounts:
+    """Count the true transcripts of a simulated slide in bins; see `bin_transcripts`.
+
+    Parameters
+    ----------
+    truth
+        The slide's ``truth`` folder.
+    bin_um, angle_deg
+        The grid.
+    """
     from scipy.sparse import csr_matrix
 
-    truth = slide / "truth"
     known = json.loads((truth / "simulation.json").read_text())
     parameters, genes = known["parameters"], known["genes"]
-    pixel = float(parameters["pixel_size_um"])
-    size_um = np.array([parameters["width_px"], parameters["height_px"]]) * pixel
+    size_um = np.array([parameters["width_px"], parameters["height_px"]]) * float(parameters["pixel_size_um"])
     to_um, shape = _grid(size_um, bin_um, np.deg2rad(angle_deg))
     places, codes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for xy, gene in _transcripts(truth / "transcripts_truth.parquet", genes):
@@ -66,15 +114,7 @@ def bin_transcripts(
     there, bin_of = np.unique(place, return_inverse=True)
     counts = csr_matrix((np.ones(code.size, np.int32), (bin_of, code)), shape=(there.size, len(genes)))
     row, column = np.divmod(there, shape[1])
-
-    def blocks() -> Iterator["csr_matrix"]:
-        for start in range(0, there.size, _ROWS):
-            yield counts[start : start + _ROWS]
-
-    transforms = {MICRONS: to_um, GLOBAL: scale(1 / pixel) @ to_um}
-    with new_store(output, sample=slide.name, overwrite=overwrite) as store:
-        write_bins(store, row, column, genes, blocks(), transforms, shape)
-    return output
+    return BinCounts(row, column, counts, genes, to_um, shape)
 
 
 def _grid(size_um: NDArray[np.float64], bin_um: float, angle: float) -> tuple[Affine, tuple[int, int]]:

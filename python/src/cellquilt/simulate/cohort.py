@@ -6,13 +6,42 @@ from typing import Any, Literal
 
 from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError, did_you_mean
+from cellquilt.simulate.hyperion import write_hyperion
+from cellquilt.simulate.macsima import write_macsima
+from cellquilt.simulate.molecular_cartography import write_molecular_cartography
 from cellquilt.simulate.parameters import make_parameters
+from cellquilt.simulate.phenocycler import write_phenocycler
+from cellquilt.simulate.proteins import PROTEINS
 from cellquilt.simulate.slide import Slide
+from cellquilt.simulate.visium_hd import write_visium_hd
 from cellquilt.simulate.writer import TIFF_TILE, What, write_merscope, write_ome_tif
 from cellquilt.simulate.xenium import VERSIONS, write_xenium
 
-Format = Literal["ome_tif", "merscope", "xenium"]
-_WRITERS = {"ome_tif": write_ome_tif, "merscope": write_merscope, "xenium": write_xenium}
+Format = Literal[
+    "ome_tif",
+    "merscope",
+    "xenium",
+    "cosmx",
+    "visium_hd",
+    "phenocycler",
+    "macsima",
+    "hyperion",
+    "molecular_cartography",
+]
+_WRITERS = {
+    "ome_tif": write_ome_tif,
+    "merscope": write_merscope,
+    "xenium": write_xenium,
+    "visium_hd": write_visium_hd,
+    "phenocycler": write_phenocycler,
+    "macsima": write_macsima,
+    "hyperion": write_hyperion,
+    "molecular_cartography": write_molecular_cartography,
+}
+#: Formats that are nothing but images of DAPI and proteins.
+_PROTEINS = ("phenocycler", "macsima", "hyperion")
+#: Formats whose reader must be told where they come without an image → how.
+_WITHOUT_IMAGE = {"xenium": "xenium_image", "cosmx": "cosmx_image", "visium_hd": "visium_hd_image"}
 
 
 def simulate(
@@ -35,6 +64,7 @@ def simulate(
     labels: bool = False,
     channels: tuple[str, ...] = ("DAPI", "Cellbound"),
     planes: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6),
+    proteins: tuple[str, ...] = ("CD3", "CD20", "CD68", "CK18"),
     xenium_version: int = 3,
     compression: str | None = None,
     tile_px: int = 2048,
@@ -64,7 +94,9 @@ def simulate(
         Standard deviation of the log of a slide's factor on a gene; the first slide has none.
     format
         ``ome_tif``: image, transcript table and truth. ``merscope``: a vendor folder with mosaics of every plane.
-        ``xenium``: a vendor bundle.
+        ``xenium``, ``cosmx``, ``visium_hd``: a vendor's folder.
+        ``phenocycler``, ``macsima``, ``hyperion``: images of DAPI and proteins. ``molecular_cartography``: DAPI and
+        transcripts.
     image, with_transcripts, image_only
         What to leave out; `image_only` is short for `with_transcripts=False`.
     labels
@@ -73,6 +105,9 @@ def simulate(
     channels, planes
         Stains, and z-planes of the ``merscope`` format. With ``Cellbound`` a ``xenium`` bundle has the four stains of
         the segmentation kit.
+    proteins
+        Stains of the formats that show proteins, of `proteins.PROTEINS`; their means by cell are in
+        ``truth/intensities.parquet``.
     xenium_version
         Version of the machine's software whose bundle is written: 1, 2, 3 or 4.
     compression
@@ -100,12 +135,16 @@ def simulate(
     output = Path(output)
     with_transcripts = with_transcripts and not image_only
     _check(format, slides, panels, tile_px, channels, xenium_version)
+    _check_proteins(format, proteins, image)
     if height_px is not None:
         parameters["height_px"] = height_px
     made = make_parameters(
         preset, width_px=width_px, pixel_size_um=pixel_size_um, seed=seed, n_genes=n_genes, **parameters
     )
-    what = What(image, with_transcripts, labels, tile_px, compression, tuple(planes), tuple(channels), xenium_version)
+    what = What(
+        image, with_transcripts, labels, tile_px, compression, tuple(planes), tuple(channels), xenium_version,
+        tuple(proteins),
+    )  # fmt: skip
     write = _WRITERS[format]
     rows = []
     with atomic_path(output, overwrite=overwrite) as folder:
@@ -116,8 +155,10 @@ def simulate(
             more = {"preset": preset, "panel": number % panels, "format": format, "sample": sample}
             write(slide, folder / sample, sample, what, more)
             row = _row(sample, format, with_transcripts, number % panels, number)
-            # A bundle without its image is no accident here.
-            rows.append(row if image or format != "xenium" else {**row, "xenium_image": "none"})
+            if format == "molecular_cartography":  # whose files do not say it
+                row["pixel_size_um"] = f"{pixel_size_um:g}"
+            # A folder without its image is no accident here.
+            rows.append(row if image or format not in _WITHOUT_IMAGE else {**row, _WITHOUT_IMAGE[format]: "none"})
         with (folder / "sheet.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
             writer.writeheader()
@@ -127,10 +168,11 @@ def simulate(
 
 def _row(sample: str, format: str, with_transcripts: bool, panel: int, number: int) -> dict[str, str]:
     generic = format == "ome_tif"
+    files = {"ome_tif": "/image.ome.tif", "phenocycler": f"/{sample}.qptiff"}
     return {
         "sample": sample,
         "technology": format,
-        "path": f"{sample}/image.ome.tif" if generic else sample,
+        "path": f"{sample}{files.get(format, '')}",
         "transcripts": f"{sample}/transcripts.parquet" if generic and with_transcripts else "",
         "truth": f"{sample}/truth",
         "panel": f"panel_{panel}",
@@ -153,3 +195,15 @@ def _check(format: str, slides: int, panels: int, tile_px: int, channels: tuple[
     for channel in channels:
         if channel not in CHANNELS:
             raise CellquiltError("simulate-value", f'unknown channel "{channel}"', did_you_mean(channel, CHANNELS))
+
+
+def _check_proteins(format: str, proteins: tuple[str, ...], image: bool) -> None:
+    if not image and format in (*_PROTEINS, "molecular_cartography"):
+        raise CellquiltError("simulate-value", f"format is {format} and image is False", "it has no other form")
+    if format in _PROTEINS and (not 1 <= len(proteins) <= len(PROTEINS) or len(set(proteins)) < len(proteins)):
+        raise CellquiltError(
+            "simulate-value", f"proteins are {len(proteins)}; expected 1 to {len(PROTEINS)}, each of them once"
+        )
+    for protein in proteins:
+        if protein not in PROTEINS:
+            raise CellquiltError("simulate-value", f'unknown protein "{protein}"', did_you_mean(protein, PROTEINS))
