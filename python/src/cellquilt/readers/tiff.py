@@ -24,11 +24,14 @@ _OTHER_MAGIC = {
 #: µm in one unit of OME-XML and ImageJ.
 _UNIT_UM = {
     "pm": 1e-6, "å": 1e-4, "angstrom": 1e-4, "nm": 1e-3, "nanometer": 1e-3,
-    "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "\\u00b5m": 1.0,
+    "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0,
+    "\\u00b5m": 1.0,
     "mm": 1e3, "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4, "m": 1e6, "in": 25400.0, "inch": 25400.0,
 }  # fmt: skip
 #: What scanners call pictures of the whole glass slide: its label may show a name.
-_OF_THE_GLASS = re.compile(r"(label|macro|thumbnail|overview|barcode|map)([ _-]image)?", re.IGNORECASE)
+OF_THE_GLASS = re.compile(r"(label|macro|thumbnail|overview|barcode|map)([ _-]image)?", re.IGNORECASE)
+#: What Bio-Formats puts before a channel's name in ImageJ's labels.
+_POSITION = re.compile(r"^(?:[czt]:\d+/\d+[ ;]*)+-\s*")
 # A resolution tag coarser than this is a printer's or a screen's (72, 96, 300 dots an inch), not a microscope's.
 _COARSEST_TAG_UM = 20.0
 
@@ -44,8 +47,25 @@ def sniff(path: Path) -> str:
     return next((name for magic, name in _OTHER_MAGIC.items() if head.startswith(magic)), "unknown")
 
 
-def _native(dtype: np.dtype, name: str) -> np.dtype:
-    """The dtype in which pixels are kept: exact for all integers up to 24 bits."""
+def um_in(unit: str) -> float | None:
+    """µm in one unit of length, by its name or symbol; None for others.
+
+    Examples
+    --------
+    >>> um_in("mm"), um_in("pixel")
+    (1000.0, None)
+    """
+    return _UNIT_UM.get(unit.strip().lower())
+
+
+def kept_dtype(dtype: np.dtype, name: str) -> np.dtype:
+    """The dtype in which pixels are kept: exact for all integers up to 24 bits.
+
+    Raises
+    ------
+    CellquiltError
+        ``tiff-dtype``.
+    """
     if dtype.kind == "b":
         return np.dtype("uint8")
     if dtype.kind == "u" and dtype.itemsize <= 4:
@@ -76,7 +96,7 @@ class TiffImage:
     dtype
         uint8, uint16, uint32 or float32. Signed integers and other floats become float32.
     channel_names
-        From OME-XML; ``r, g, b`` for colours; else ``channel_0`` and so on. Distinct.
+        From OME-XML or ImageJ's labels; ``r, g, b`` for colours; else ``channel_0`` and so on. Distinct.
     pixel_size_um
         (x, y) in µm from OME-XML, ImageJ, Aperio or the resolution tags; None if the file does not say.
     pixel_size_from
@@ -125,8 +145,14 @@ class TiffImage:
 
     def close(self) -> None:
         """Close the file."""
-        self._cache.clear()
+        self.release()
         self._file.close()
+
+    def release(self) -> None:
+        """Forget decoded segments and let go of the file until the next window is read."""
+        self._cache.clear()
+        self._cached_bytes = 0
+        self._file.filehandle.close()
 
     # --- opening
 
@@ -204,7 +230,7 @@ class TiffImage:
             raise CellquiltError(
                 "ome-xml-invalid", f"{self.name} has OME-XML that does not fit its images", "write it again"
             )
-        series = [entry for entry in series if not _OF_THE_GLASS.fullmatch(entry.name.strip())] or series
+        series = [entry for entry in series if not OF_THE_GLASS.fullmatch(entry.name.strip())] or series
         # Pyramids without SubIFDs are further series of smaller images.
         area = [entry.shape[entry.axes.index("Y")] * entry.shape[entry.axes.index("X")] for entry in series]
         return series[int(np.argmax(area))]
@@ -233,7 +259,7 @@ class TiffImage:
         channels = len(pages) * self._samples
         self.shape = (channels, pages.shape[1], sizes["Y"], sizes["X"])
         self.file_dtype = np.dtype(series.dtype).newbyteorder(self._file.byteorder)
-        self.dtype = _native(self.file_dtype, self.name)
+        self.dtype = kept_dtype(self.file_dtype, self.name)
         key = self._key
         self._planar = "S" in self._page_axes and self._page_axes[0] == "S"
         self.interleaved = self._samples > 1 and not self._planar
@@ -298,6 +324,7 @@ class TiffImage:
             names = self._from_ome(self._file.ome_metadata, names)
         elif self._file.is_imagej and self._file.imagej_metadata:
             self._from_imagej(self._file.imagej_metadata)
+            names = self._from_labels(self._file.imagej_metadata.get("Labels"), names)
         else:
             self._from_tags()
         if self._rgb and len(self._pages) == 1:
@@ -348,7 +375,7 @@ class TiffImage:
 
     def _ome_length(self, pixels: ElementTree.Element, axis: str) -> float | None:
         text = pixels.get(f"PhysicalSize{axis}")
-        factor = _UNIT_UM.get((pixels.get(f"PhysicalSize{axis}Unit") or "µm").strip().lower())
+        factor = um_in(pixels.get(f"PhysicalSize{axis}Unit") or "µm")
         if text is None or factor is None:  # "pixel" and "reference frame" are no lengths
             return None
         try:
@@ -357,7 +384,7 @@ class TiffImage:
             return math.nan
 
     def _from_imagej(self, metadata: dict[str, Any]) -> None:
-        unit = _UNIT_UM.get(str(metadata.get("unit", "")).strip().lower())
+        unit = um_in(str(metadata.get("unit", "")))
         x, y = self._resolution("XResolution"), self._resolution("YResolution")
         if unit is None or not x or not y:
             self._from_tags()
@@ -365,6 +392,20 @@ class TiffImage:
         self.pixel_size_um, self.pixel_size_from = (unit / x, unit / y), "ImageJ"
         spacing = metadata.get("spacing")
         self.z_step_um = float(spacing) * unit if spacing else None
+
+    def _from_labels(self, labels: Any, names: list[str | None]) -> list[str | None]:
+        """ImageJ's labels, one a plane, where they tell channels apart."""
+        if not isinstance(labels, list | tuple) or len(labels) != self._pages.size or self._samples > 1:
+            return names
+        found = [_POSITION.sub("", str(labels[int(page)])).strip() or None for page in self._pages[:, 0]]
+        return found if len(set(found)) > 1 else names
+
+    def descriptions(self) -> list[str]:
+        """What the page of each channel, of the first plane, says about itself: no more than some text to look into."""
+        if self._file.filehandle.closed:
+            self._file.filehandle.open()
+        pages = [self._series.pages[int(self._pages[channel // self._samples, 0])] for channel in range(self.shape[0])]
+        return [str(getattr(page, "description", "") or "") for page in pages]
 
     def _from_tags(self) -> None:
         page = self._key

@@ -1,7 +1,7 @@
 """Tables of transcripts (CSV, CSV.GZ, Parquet) as a stream of checked batches."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,8 @@ class TranscriptTable:
         Names of the columns, where they are not among those known (`ALIASES`).
     z_is_plane
         Whether the column given as `z` counts planes.
+    header
+        Names of the columns of a CSV without a header; columns beyond them are called ``vendor_column_<n>``.
 
     Attributes
     ----------
@@ -102,8 +104,10 @@ class TranscriptTable:
         z: str | None = None,
         gene: str | None = None,
         z_is_plane: bool = False,
+        header: Sequence[str] = (),
     ) -> None:
         self.path, self.name = Path(path), name or Path(path).name
+        self._header = list(header)
         self._kind = sniff(self.path)
         if self._kind == "empty":
             raise CellquiltError(
@@ -196,6 +200,8 @@ class TranscriptTable:
             raise self._unreadable("it is not text")
         self._delimiter = max(",\t;", key=line.count)
         names = next(csv.reader([line], delimiter=self._delimiter))
+        if self._header:
+            return self._header + [f"vendor_column_{n + 1}" for n in range(len(self._header), len(names))]
         return [entry or "vendor_row" for entry in names]  # a pandas index has no name
 
     def about_rows(self) -> int:
@@ -225,7 +231,9 @@ class TranscriptTable:
 
         types: dict[str, pa.DataType] = dict.fromkeys(self._numbers(), pa.float64())
         types[self.columns.gene] = pa.string()
-        read = csv.ReadOptions(column_names=self.names, skip_rows=1, block_size=_BLOCK_BYTES, use_threads=False)
+        read = csv.ReadOptions(
+            column_names=self.names, skip_rows=0 if self._header else 1, block_size=_BLOCK_BYTES, use_threads=False
+        )
         parse = csv.ParseOptions(delimiter=self._delimiter)
         # "nan" must not become a null that looks like an empty field; both are refused below by row.
         convert = csv.ConvertOptions(column_types=types, null_values=["", "NA", "N/A", "null", "NULL"])
@@ -323,6 +331,9 @@ class TranscriptTable:
         numbers = self._numbers()
         return pa.table({name: pa.array([], pa.float64() if name in numbers else pa.string()) for name in self.names})
 
+    def _row(self, index: int) -> str:
+        return f"{index + 1}" if self._header else f"{index + 1} below the header"
+
     def _floats(self, table: pa.Table, name: str, start: int) -> np.ndarray:
         column = table.column(name)
         try:
@@ -336,7 +347,7 @@ class TranscriptTable:
             shown = column[int(bad[0])].as_py()
             raise CellquiltError(
                 "transcripts-nan",
-                f'{self.name}, row {start + int(bad[0]) + 1} below the header: column "{name}" is '
+                f'{self.name}, row {self._row(start + int(bad[0]))}: column "{name}" is '
                 f"{'empty' if shown is None else shown}",
                 "every transcript needs coordinates; correct or remove the row",
             )
@@ -358,7 +369,7 @@ class TranscriptTable:
             if len(odd):
                 raise CellquiltError(
                     "transcripts-z-plane",
-                    f'{self.name}, row {start + int(odd[0]) + 1} below the header: column "{columns.z_plane}" is '
+                    f'{self.name}, row {self._row(start + int(odd[0]))}: column "{columns.z_plane}" is '
                     f"{planes[odd[0]]}, where plane indices are expected",
                     "if the column is in µm, name it with z_column",
                 )
@@ -402,7 +413,7 @@ class TranscriptTable:
         if first >= 0:
             raise CellquiltError(
                 "transcripts-gene-missing",
-                f'{self.name}, row {start + first + 1} below the header: column "{self.columns.gene}" is empty',
+                f'{self.name}, row {self._row(start + first)}: column "{self.columns.gene}" is empty',
                 "every transcript needs a gene; correct or remove the row",
             )
         encoded = column.combine_chunks().dictionary_encode()

@@ -347,6 +347,7 @@ class What:
     planes: tuple[int, ...] = tuple(range(7))
     channels: tuple[str, ...] = CHANNELS
     xenium_version: int = 3
+    proteins: tuple[str, ...] = ()
 
 
 def write_ome_tif(slide: Slide, folder: Path, name: str, what: What, more: Mapping[str, Any]) -> dict[str, Any]:
