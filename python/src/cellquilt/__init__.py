@@ -12,19 +12,22 @@ _PUBLIC = {
     "CellquiltError": "cellquilt.core.errors",
     "Settings": "cellquilt.core.settings",
     "aggregate": "cellquilt.steps",
+    "cluster": "cellquilt.steps",
     "compare": "cellquilt.steps",
     "estimate": "cellquilt.costs",
     "make_image_patches": "cellquilt.steps",
     "make_transcript_patches": "cellquilt.steps",
     "spatial_neighbors": "cellquilt.spatial.tables",
 }
-_MODULES = ("domains", "export", "io", "segmentation", "simulate")
+_MODULES = ("annotate", "domains", "export", "io", "segmentation", "simulate")
 
 __all__ = [
     "CellquiltError",
     "Settings",
     "__version__",
     "aggregate",
+    "annotate",
+    "cluster",
     "compare",
     "domains",
     "estimate",
@@ -38,13 +41,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from cellquilt import domains, export, io, segmentation
+    from cellquilt import annotate, domains, export, io, segmentation
     from cellquilt.core.errors import CellquiltError
     from cellquilt.core.settings import Settings
     from cellquilt.costs import estimate
     from cellquilt.simulate import simulate
     from cellquilt.spatial.tables import spatial_neighbors
-    from cellquilt.steps import aggregate, compare, make_image_patches, make_transcript_patches
+    from cellquilt.steps import aggregate, cluster, compare, make_image_patches, make_transcript_patches
 
 
 def __getattr__(name: str) -> Any:

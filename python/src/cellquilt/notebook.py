@@ -10,12 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cellquilt.core.errors import CellquiltError
+from cellquilt.core.log import LOG
 from cellquilt.core.settings import BY_NAME, SETTINGS, Settings, resolve_name
-from cellquilt.core.store import KINDS, Store
+from cellquilt.core.store import KINDS, Store, result_of
 from cellquilt.core.store import add_delta as add_to_store
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from spatialdata import SpatialData
+
+    from cellquilt.celltypes.results import CellColumns
 
 #: Objects without a store of their own → the temporary folder that holds one for them.
 _TEMPORARY: "weakref.WeakKeyDictionary[SpatialData, tempfile.TemporaryDirectory[str]]" = weakref.WeakKeyDictionary()
@@ -93,3 +98,39 @@ def remember(sdata: "SpatialData", given: dict[str, Any]) -> None:
 def recall(sdata: "SpatialData", given: dict[str, Any]) -> Settings:
     """What earlier steps were told, and on top of it what this one is told."""
     return Settings({**sdata.attrs.get(_CHOICES, {}), **given})
+
+
+def table_of(data: "SpatialData | AnnData") -> "AnnData":
+    """The table of cells of a slide, or the table that was given.
+
+    Raises
+    ------
+    CellquiltError
+        ``table-missing``.
+    """
+    if not hasattr(data, "tables"):
+        return data
+    if "table" not in data.tables:
+        raise CellquiltError("table-missing", 'the slide has no table "table"', "run `cellquilt.aggregate` on it first")
+    return data.tables["table"]
+
+
+def add_columns(data: "SpatialData | AnnData", found: "CellColumns") -> None:
+    """Give a table, and that of the store behind a slide, what was found of its cells."""
+    from cellquilt.celltypes.results import add_columns as add_to_table
+
+    cells = table_of(data)
+    for name in found.columns:
+        cells.obs[name] = found.columns[name].array
+    cells.uns.update(found.tables)
+    slide: Any = data
+    if cells is data or (slide.path is None and slide not in _TEMPORARY):
+        return
+    store = Store(store_of(slide))
+    try:
+        with result_of(store, None, extends=[("tables", "table")]) as delta:
+            add_to_table(store, delta, [found])
+    except CellquiltError as error:
+        if error.code not in ("cells-mismatch", "element-missing"):
+            raise
+        LOG.warning("only the object gets the columns, not its store: %s", error.message)

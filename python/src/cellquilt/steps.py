@@ -3,11 +3,22 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cellquilt.notebook import add_delta, keyword_settings, prior_store, recall, remember, scratch, store_of
+from cellquilt.notebook import (
+    add_columns,
+    add_delta,
+    keyword_settings,
+    prior_store,
+    recall,
+    remember,
+    scratch,
+    store_of,
+    table_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from anndata import AnnData
     from spatialdata import SpatialData
 
     from cellquilt.comparison.methods import ComparisonTable
@@ -272,3 +283,61 @@ def compare(
             "methods-too-few", f"{sources[0].name} alone is nothing to compare", "name other methods, such as vendor"
         )
     return compare_stores(sources, settings=settings, truth=None if truth is None else Path(truth))
+
+
+def cluster(
+    data: "SpatialData | AnnData",
+    *,
+    resolution: float | None = None,
+    n_neighbors: int | None = None,
+    n_pcs: int | None = None,
+    n_top_genes: int | None = None,
+    n_markers: int | None = None,
+    seed: int | None = None,
+    kind: str | None = None,
+) -> None:
+    """Cluster the cells of a slide: ``obs["cluster"]``, and ``uns["cluster_markers"]``.
+
+    Logarithms of counts over their total (or scaled intensities of channels), PCA, nearest neighbours, Leiden; by
+    scanpy. Cells that fail QC are in no cluster.
+
+    Parameters
+    ----------
+    data
+        A slide, or its table; the table gets the columns, and that of the store behind a slide.
+    resolution
+        More, more clusters (default 1).
+    n_neighbors, n_pcs
+        Most similar cells that a cell is joined to (default 15), and principal components (at most; default 50).
+    n_top_genes
+        Most variable genes to look at. Default: all of a panel of up to 5000, else 3000.
+    n_markers
+        Markers of a cluster to list (default 10).
+    seed
+        The same seed gives the same clusters.
+    kind
+        What X holds: ``counts``, ``log1p`` or ``protein``. Default: by the values.
+
+    Raises
+    ------
+    CellquiltError
+        ``too-few-cells``, ``genes-missing``.
+    """
+    import pandas as pd
+
+    from cellquilt.celltypes.clusters import CLUSTER, MARKERS, find_clusters
+    from cellquilt.celltypes.results import CellColumns
+    from cellquilt.core.record import versions
+    from cellquilt.core.settings import Settings
+
+    given = {
+        "resolution": resolution, "n_neighbors": n_neighbors, "n_pcs": n_pcs, "n_top_genes": n_top_genes,
+        "n_markers": n_markers, "seed": seed,
+    }  # fmt: skip
+    settings = Settings(keyword_settings("cluster", given))
+    values = {name: settings[f"cluster_{name}"] for name in given}
+    cells = table_of(data)
+    clusters, found = find_clusters(cells, kind=kind, **values)
+    columns = pd.DataFrame({CLUSTER: clusters}, index=cells.obs_names)
+    parameters = {f"cluster_{name}": value for name, value in values.items()}
+    add_columns(data, CellColumns("", "cluster", columns, {MARKERS: found}, parameters, versions=versions()))

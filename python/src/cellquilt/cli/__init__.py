@@ -30,6 +30,8 @@ _VERBS: dict[str, tuple[str, str]] = {
     "report": ("slide:report", "Write a sample's report."),
     "export": ("slide:export", "Write cells for Xenium Ranger, VPT or QuPath."),
     "compare": ("slide:compare", "Compare segmentations of one slide."),
+    "cluster": ("cell_types:cluster", "Cluster the cells of a slide."),
+    "annotate": ("cell_types:annotate", "Name the types of a slide's cells."),
     "domains": ("domains:domains", "Find spatial domains, and see what they say."),
     "samples": ("slide:samples", "Write the table of all samples of a run."),
     "preview": ("slide:preview", "Try parameters on a few windows of a slide."),

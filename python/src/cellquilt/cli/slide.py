@@ -167,6 +167,9 @@ def aggregate(**arguments: Any) -> None:
 @click.option("--qc", type=_PATH, help="File for the numbers and the verdict (JSON).")
 @click.option("--domains", type=_PATH, help="The cells' domains, or why there are none (cellquilt domains).")
 @click.option("--graph", type=_PATH, help="The cells' neighbours, where there are domains.")
+@click.option(
+    "--columns", type=_PATH, multiple=True, help="The cells' clusters or types (cellquilt cluster, annotate); repeat."
+)
 @_overwrite
 @settings_options("resources", own="report")
 def assemble(**arguments: Any) -> None:

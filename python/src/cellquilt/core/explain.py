@@ -17,6 +17,7 @@ SECTIONS = {
     "aggregate": "Counting, and the store",
     "compare": "Comparing methods",
     "domains": "Spatial domains",
+    "cell_types": "Clusters and cell types",
     "report": "Quality control and reports",
     "export": "Files for other programs",
     "simulate": "Simulated slides",

@@ -15,6 +15,7 @@ from cellquilt.core.transforms import apply
 from cellquilt.report import pictures, plots
 from cellquilt.report.borders import inner_sides
 from cellquilt.report.cells import Cells, read_cells
+from cellquilt.report.celltypes import celltypes_context
 from cellquilt.report.gather import Dots, Maps, extent_px, make_maps, thinned
 from cellquilt.report.html import embedded, environment
 from cellquilt.report.methods import methods_context
@@ -76,6 +77,7 @@ def render(
         "methods": None if methods is None else methods_context(methods, method_of(view.stores[0])),
         **_slide(view, cells, qc),
         "histograms": _histograms(cells, qc),
+        "celltypes": celltypes_context(view, cells),
         "fates": _fates(qc),
         "by_plane": plots.share_by_plane(
             qc.get("share_assigned_by_z") or {}, qc.get("transcripts_by_z") or {}, qc.get("z_unit")

@@ -38,6 +38,7 @@ def assemble_slide(
     qc: Path | None = None,
     domains: Path | None = None,
     graph: Path | None = None,
+    columns: Sequence[Path] = (),
     overwrite: bool = False,
 ) -> Path:
     """Put a sample's raw store and what the steps added together into one store, and judge it.
@@ -56,6 +57,8 @@ def assemble_slide(
         Domains of the cells, or why there are none: what `domains.stages.assign_domains`, or `prepare_slide`, wrote.
     graph
         The cells' neighbours, where there are domains.
+    columns
+        Clusters and types of the cells: what `celltypes.stage` wrote.
     overwrite
         Replace what stands there.
 
@@ -67,10 +70,11 @@ def assemble_slide(
     Raises
     ------
     CellquiltError
-        ``output-exists``, ``assembly-invalid``, ``store-missing``, or what the file of limits is missing.
+        ``output-exists``, ``assembly-invalid``, ``store-missing``, ``cells-mismatch``, or what the file of limits is
+        missing.
     """
-    with _with_domains(parts, output, domains, graph) as whole:
-        return _assemble(whole, output, settings, qc, overwrite)
+    with _with_domains(parts, output, domains, graph) as whole, _with_columns(whole, output, columns) as all_parts:
+        return _assemble(all_parts, output, settings, qc, overwrite)
 
 
 @contextmanager
@@ -96,6 +100,25 @@ def _with_domains(
 
                 holder = next(store for store in reversed(view.stores) if store.has("tables", "table"))
                 add_to_table(holder, delta, domains=domains, graph=graph)
+        yield [*parts, added]
+
+
+@contextmanager
+def _with_columns(parts: Sequence[Path], output: Path, columns: Sequence[Path]) -> Iterator[Sequence[Path]]:
+    """The parts, and one more whose table has what was found of the cells."""
+    if not columns:
+        yield parts
+        return
+    from cellquilt.celltypes.results import add_columns, read_columns
+
+    view = View(parts)
+    output = Path(output).absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".columns-", dir=output.parent) as folder:
+        added = Path(folder) / "columns.zarr"
+        with new_store(added, sample=view.sample) as delta:
+            holder = next(store for store in reversed(view.stores) if store.has("tables", "table"))
+            add_columns(holder, delta, [read_columns(path) for path in columns])
         yield [*parts, added]
 
 
