@@ -29,6 +29,7 @@ from cellquilt.core.transforms import GLOBAL, MICRONS, Affine, identity, scale
 from cellquilt.readers.base import ImageSource, PointsSource, Reader, Request, Slide, choose_planes, project
 from cellquilt.readers.tiff import TiffImage, unique_names
 from cellquilt.readers.transcript_table import TranscriptTable
+from cellquilt.readers.vertices import polygons_of_vertices, runs
 
 IMAGE, TRANSCRIPTS, CELLS, NUCLEI = "morphology", "transcripts", "vendor_cells", "vendor_nuclei"
 EXPERIMENT = "experiment.xenium"
@@ -406,15 +407,8 @@ def read_outlines(path: Path, name: str, transforms: dict[str, Affine]) -> Shape
     bad = np.flatnonzero(~(np.isfinite(xy).all(axis=1) & np.isfinite(cell) & np.isfinite(key)))
     if len(bad):
         raise _unreadable(name, f"has no coordinates, cell or label in row {bad[0] + 1}")
-    order, starts = _runs(key)
-    xy, cell, key = xy[order], cell[order], key[order]
-    counts = np.diff(np.append(starts, len(xy)))
-    closed = (xy[starts] == xy[starts + counts - 1]).all(axis=1)
-    corners = counts - closed >= 3
-    ring = np.repeat(np.cumsum(corners) - 1, counts)
-    used = np.repeat(corners, counts)
-    geometry = np.full(len(starts), None, dtype=object)
-    geometry[corners] = shapely.polygons(shapely.linearrings(xy[used], indices=ring[used]))
+    order, starts, geometry = polygons_of_vertices(key, xy)
+    cell, key = cell[order], key[order]
     there = shapely.area(geometry) > 0
     if not there.all():
         LOG.warning("%s: %d of %d outlines have no area and are left out", name, (~there).sum(), len(there))
@@ -424,22 +418,9 @@ def read_outlines(path: Path, name: str, transforms: dict[str, Affine]) -> Shape
     return ShapesTable(_distinct(entities, cell), geometry[there], found, transforms, metadata)
 
 
-def _runs(key: np.ndarray) -> tuple[np.ndarray | slice, np.ndarray]:
-    """The order of rows that brings equal keys together, first come first, and where each key begins in it."""
-    starts = np.flatnonzero(np.diff(key, prepend=key[:1] - 1))
-    _, first, inverse = np.unique(key[starts], return_index=True, return_inverse=True)
-    if len(first) == len(starts):
-        return slice(None), starts  # together already, as the machine writes them
-    rank = np.empty(len(first), np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    number = np.repeat(rank[inverse], np.diff(np.append(starts, len(key))))
-    order = np.argsort(number, kind="stable")
-    return order, np.flatnonzero(np.diff(number[order], prepend=-1))
-
-
 def _distinct(entities: np.ndarray, cell: np.ndarray) -> np.ndarray:
     """Names of outlines: the cell's, and from its second on ``<cell>_<k>``."""
-    order, starts = _runs(cell)
+    order, starts = runs(cell)
     nth = np.empty(len(cell), np.int64)
     nth[order] = np.arange(len(cell)) - np.repeat(starts, np.diff(np.append(starts, len(cell))))
     ids = entities[cell].astype(object)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError, did_you_mean
+from cellquilt.simulate.cosmx import write_cosmx
 from cellquilt.simulate.hyperion import write_hyperion
 from cellquilt.simulate.macsima import write_macsima
 from cellquilt.simulate.molecular_cartography import write_molecular_cartography
@@ -32,6 +33,7 @@ _WRITERS = {
     "ome_tif": write_ome_tif,
     "merscope": write_merscope,
     "xenium": write_xenium,
+    "cosmx": write_cosmx,
     "visium_hd": write_visium_hd,
     "phenocycler": write_phenocycler,
     "macsima": write_macsima,
