@@ -45,6 +45,10 @@ class GeneNames:
             )
         return codes
 
+    def names(self) -> list[str]:
+        """All names, controls' too, by their codes."""
+        return list(self._code)
+
     def sorted_columns(self) -> tuple[list[str], NDArray[np.int32]]:
         """Names that occur as something else than a control, sorted, and the place of each code among them (or -1)."""
         names = sorted(name for name, code in self._code.items() if self._seen[code])

@@ -256,7 +256,7 @@ def convert_slide(
             opened.inputs.append(prior_cells)
             opened.shapes["prior_cells"] = lambda: read_prior_cells(prior_cells, frame)
         for element, image in opened.images.items():
-            _write_image(store.new_element("images", element), image, settings, sample)
+            write_image(store.new_element("images", element), image, settings, sample)
         for element, points in opened.points.items():
             with PointsWriter(store.new_element("points", element), points.transforms) as writer:
                 for batch in points.batches():
@@ -290,7 +290,8 @@ def _frame(slide: Slide, unit: str) -> dict[str, Affine]:
     return {MICRONS: identity(), GLOBAL: np.linalg.inv(to_um)}
 
 
-def _write_image(element: Path, image: ImageSource, settings: Mapping[str, Any], sample: str) -> None:
+def write_image(element: Path, image: ImageSource, settings: Mapping[str, Any], sample: str) -> None:
+    """Write an image element, window by window; settings ``chunk_px`` and ``threads``."""
     from cellquilt.core.images import ImageWriter
     from cellquilt.core.log import progress
 

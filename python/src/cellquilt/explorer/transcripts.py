@@ -1,0 +1,485 @@
+"""``transcripts.zarr.zip``: transcripts in a pyramid of square tiles, and their densities.
+
+A tile of level k is 250 µm × 2^k wide and holds a part of the transcripts, 4^-k of them, drawn by a hash of their
+numbers: what a level shows does not depend on the order of the rows, and is part of what the level before shows. The
+transcripts are sorted once, by their tile on a curve in Z. On it the tiles of every level lie together, so that all
+levels are written in one go, and what does not fit in memory is sorted range by range.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellquilt.core.errors import CellquiltError
+from cellquilt.core.genes import GeneNames
+from cellquilt.core.log import LOG, progress
+from cellquilt.core.points import (
+    batch_rows,
+    bools,
+    count_points,
+    floats,
+    iter_points,
+    points_columns,
+    points_transforms,
+)
+from cellquilt.core.points import xy as coordinates
+from cellquilt.core.transforms import Affine, apply
+from cellquilt.core.xenium import MIN_QV
+from cellquilt.core.zarr_zip import Column, ZarrZip
+from cellquilt.explorer.buckets import Buckets, bounds_of
+from cellquilt.explorer.slide import ViewedSlide
+
+TILE_UM = 250.0
+DENSITY_UM, METRICS_UM = 10.0, 20.0
+#: Farther than this from the slide's corner (µm) nothing can be: a slide is 76 mm long.
+FARTHEST_UM = 200_000.0
+MOST_GENES = 65_535  # the last number of 16 bits means none
+_NONE = 65_535
+_QV = 40.0  # of transcripts whose machine gives none
+_MOST_LEVELS = 15
+_ROW = np.dtype(
+    [("tile", "<u4"), ("location", "<f4", 3), ("gene", "<u2"), ("qv", "<f4"), ("id", "<u8"), ("valid", "u1")]
+)
+_COPIES = 4  # of the rows of a part while it is sorted
+_NAMELESS = "unnamed"
+#: Columns of `gene_category`, and what names of controls of each look like; the first that fits counts.
+CATEGORIES = 9
+_CATEGORY = (
+    (2, r"negcontrolcodeword"),
+    (8, r"intergenic|genomic"),
+    (7, r"antisense"),
+    (3, r"deprecated"),
+    (5, r"unassigned"),
+    (6, r"blank|falsecode|systemcontrol"),
+)
+
+
+@dataclass
+class TranscriptSummary:
+    """What became of a slide's transcripts.
+
+    Attributes
+    ----------
+    n_written
+        Transcripts in the file.
+    n_outside
+        Those left out: left of or above the image, where the viewer has no tiles, or without coordinates.
+    n_levels
+        Levels of the pyramid.
+    """
+
+    n_written: int = 0
+    n_outside: int = 0
+    n_levels: int = 0
+
+
+@dataclass
+class _Survey:
+    """What one pass over the transcripts finds."""
+
+    tiles: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, np.uint32))
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    low: NDArray[np.float64] = field(default_factory=lambda: np.full(2, np.inf))
+    high: NDArray[np.float64] = field(default_factory=lambda: np.full(2, -np.inf))
+    by_gene: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    control_by_gene: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    n_outside: int = 0
+
+
+def write_transcripts(slide: ViewedSlide, path: Path, *, memory_mb: int = 1500) -> TranscriptSummary:
+    """Write the slide's transcripts, all of them, also controls and those of low quality (which are not ``valid``).
+
+    Parameters
+    ----------
+    slide
+        The slide.
+    path
+        File to write; rows that do not fit in memory lie beside it meanwhile. Nothing is written if there are none.
+    memory_mb
+        Memory for rows.
+
+    Raises
+    ------
+    CellquiltError
+        ``explorer-coordinates``, ``explorer-genes``.
+    """
+    assert slide.points is not None
+    matrix = slide.map_of(points_transforms(slide.points), "transcripts")
+    genes = GeneNames()
+    found = _look(slide, matrix, genes, memory_mb)
+    summary = TranscriptSummary(int(found.counts.sum()), found.n_outside)
+    if found.n_outside:
+        LOG.warning(
+            "%s: %d transcripts lie left of or above the image, where the viewer shows none; left out",
+            slide.store.name, found.n_outside,
+        )  # fmt: skip
+    if summary.n_written == 0:
+        return summary
+    names = genes.names()
+    column = _columns_of(names, found.by_gene[-1])
+    ordered = sorted(names) + ([_NAMELESS] if found.by_gene[-1] else [])
+    if len(ordered) > MOST_GENES:
+        raise CellquiltError(
+            "explorer-genes", f"{slide.points} has {len(ordered)} genes; the viewer's format has room for {MOST_GENES}",
+            "leave transcripts out with mode=-t",
+        )  # fmt: skip
+    by_gene = np.zeros(len(ordered), np.int64)
+    np.add.at(by_gene, column[column >= 0], found.by_gene[column >= 0])
+    control = np.zeros(len(ordered), np.int64)
+    np.add.at(control, column[column >= 0], found.control_by_gene[column >= 0])
+    category = categories(ordered, 2 * control > by_gene)
+    budget = memory_mb * 1_000_000 // 4
+    rows = Buckets(
+        path.parent, path.name, bounds_of(found.tiles, found.counts, budget // (_COPIES * _ROW.itemsize)), _ROW
+    )
+    density = _Density(found, by_gene, category, path, budget)
+    try:
+        for part in _batches(slide, matrix, genes, column, memory_mb):
+            rows.add(part["tile"], part)
+            density.add(part)
+        with ZarrZip(path, "blosc") as store:
+            origin = {f"metrics_density_{axis}_origin": float(density.origin[k]) for k, axis in enumerate("xy")}
+            spacing = {f"metrics_density_{axis}_spacing": METRICS_UM for axis in "xy"}
+            size = dict(
+                zip(("metrics_density_y_count", "metrics_density_x_count"), density.metrics.shape, strict=False)
+            )
+            store.group("", {**_attributes(slide, ordered, summary.n_written), **origin, **spacing, **size})
+            summary.n_levels = _write_grids(store, rows, found)
+            density.write(store, ordered)
+            store.array("gene_category", category)
+            store.array("codeword_category", category)
+    finally:
+        rows.close()
+        density.close()
+    return summary
+
+
+def tile_code(x: NDArray[np.integer], y: NDArray[np.integer]) -> NDArray[np.uint32]:
+    """(n,) place of tiles on the curve in Z: the bits of x and y (below 2^16) in turn."""
+    return _spread(x) | _spread(y) << np.uint32(1)
+
+
+def tile_place(code: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """x and y of tiles of these places."""
+    return _gather(code), _gather(code >> np.uint32(1))
+
+
+def _spread(values: NDArray[np.integer]) -> NDArray[np.uint32]:
+    out = np.asarray(values).astype(np.uint32)
+    for shift, mask in ((8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333), (1, 0x55555555)):
+        out = (out | out << np.uint32(shift)) & np.uint32(mask)
+    return out
+
+
+def _gather(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    out = np.asarray(values) & np.uint32(0x55555555)
+    for shift, mask in ((1, 0x33333333), (2, 0x0F0F0F0F), (4, 0x00FF00FF), (8, 0x0000FFFF)):
+        out = (out | out >> np.uint32(shift)) & np.uint32(mask)
+    return out
+
+
+def depth(ids: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    """(n,) uint8 the last level that shows each transcript: at least k for 4^-k of them, by a hash of the number."""
+    key = np.asarray(ids, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    key ^= key >> np.uint64(31)
+    out = np.zeros(key.size, np.uint8)
+    left = np.arange(key.size)
+    for level in range(1, _MOST_LEVELS):
+        left = left[key[left] & np.uint64(4**level - 1) == 0]
+        out[left] = level
+    return out
+
+
+def categories(names: list[str], is_control: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(genes, 9) bool, of which kind each is: a gene, or one of the machine's kinds of controls."""
+    out = np.zeros((len(names), CATEGORIES), bool)
+    out[~is_control, 0] = True
+    for k in np.flatnonzero(is_control).tolist():
+        out[k, next((kind for kind, pattern in _CATEGORY if re.search(pattern, names[k].lower())), 1)] = True
+    return out
+
+
+# --- reading
+
+
+def _look(slide: ViewedSlide, matrix: Affine, genes: GeneNames, memory_mb: int) -> _Survey:
+    assert slide.points is not None
+    found = _Survey()
+    has_control = "is_control" in points_columns(slide.points)
+    columns = ["x", "y", gene_column(slide), *(["is_control"] if has_control else [])]
+    keys, counts, by_gene = [found.tiles], [found.counts], np.zeros((2, 1), np.int64)
+    for batch in iter_points(slide.points, columns, batch_rows(memory_mb)):
+        place = apply(matrix, coordinates(batch))
+        inside = (place >= 0).all(axis=1) & np.isfinite(place).all(axis=1)
+        code = genes.encode(batch.column(columns[2]), np.ones(len(place), bool))
+        control = bools(batch, "is_control") if has_control else np.zeros(len(place), bool)
+        found.n_outside += int((~inside).sum())
+        place, code, control = place[inside], code[inside], control[inside]
+        if not len(place):
+            continue
+        found.low, found.high = np.minimum(found.low, place.min(axis=0)), np.maximum(found.high, place.max(axis=0))
+        if (found.high > FARTHEST_UM).any():
+            raise CellquiltError(
+                "explorer-coordinates",
+                f"{slide.points}: a transcript lies {found.high.max():.4g} µm from the image's corner",
+                "is pixel_size_um right, and are the transcripts' coordinates in µm?",
+            )
+        key, n = np.unique(tile_code(*(place // TILE_UM).astype(np.int64).T), return_counts=True)
+        keys.append(key)
+        counts.append(n)
+        # The last place is that of transcripts without a gene.
+        known = len(genes.names())
+        if by_gene.shape[1] < known + 1:
+            wider = np.zeros((2, known + 1), np.int64)
+            wider[:, : by_gene.shape[1] - 1], wider[:, -1] = by_gene[:, :-1], by_gene[:, -1]
+            by_gene = wider
+        code = np.where(code < 0, known, code)
+        by_gene[0] += np.bincount(code, minlength=known + 1)
+        by_gene[1] += np.bincount(code[control], minlength=known + 1)
+    found.tiles, inverse = np.unique(np.concatenate(keys), return_inverse=True)
+    found.counts = np.bincount(inverse, np.concatenate(counts), len(found.tiles)).astype(np.int64)
+    found.by_gene, found.control_by_gene = by_gene
+    return found
+
+
+def gene_column(slide: ViewedSlide) -> str:
+    """Name of the transcripts' column of genes.
+
+    Raises
+    ------
+    CellquiltError
+        ``points-column-missing``.
+    """
+    from cellquilt.core import zarr_json
+
+    assert slide.points is not None
+    columns = points_columns(slide.points)
+    named = zarr_json.read_attributes(slide.points).get("spatialdata_attrs", {}).get("feature_key")
+    name = named if named in columns else "gene"
+    if name not in columns:
+        raise CellquiltError(
+            "points-column-missing", f"{slide.points} has no column of genes; columns: {', '.join(columns)}",
+            "name it as feature_key of the points",
+        )  # fmt: skip
+    return str(name)
+
+
+def _columns_of(names: list[str], n_nameless: int) -> NDArray[np.int64]:
+    """(genes + 1,) the place of each gene, as they came, in the file; the last one's is that of rows without a gene."""
+    column = np.empty(len(names) + 1, np.int64)
+    column[np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)] = np.arange(len(names))
+    column[-1] = len(names) if n_nameless else -1
+    return column
+
+
+def _batches(slide: ViewedSlide, matrix: Affine, genes: GeneNames, column: NDArray[np.int64], memory_mb: int):  # type: ignore[no-untyped-def]
+    """The transcripts as rows of `_ROW`, some at a time."""
+    assert slide.points is not None
+    there = points_columns(slide.points)
+    gene = gene_column(slide)
+    columns = ["x", "y", gene, *(name for name in ("z", "qv", "passes_qv", "transcript_id") if name in there)]
+    size = batch_rows(memory_mb)
+    batches = iter_points(slide.points, columns, size)
+    first = 0
+    for batch in progress(batches, "transcripts for the viewer", -(-count_points(slide.points) // size)):
+        place = apply(matrix, coordinates(batch))
+        inside = (place >= 0).all(axis=1) & np.isfinite(place).all(axis=1)
+        rows = np.zeros(len(place), _ROW)
+        rows["location"][:, :2] = place
+        if "z" in columns:
+            rows["location"][:, 2] = np.nan_to_num(floats(batch, "z"))
+        rows["gene"] = column[genes.encode(batch.column(gene), np.ones(len(place), bool))]
+        qv = np.full(len(place), _QV) if "qv" not in columns else floats(batch, "qv")
+        rows["qv"] = np.where(np.isfinite(qv), qv, _QV)
+        rows["valid"] = bools(batch, "passes_qv") if "passes_qv" in columns else rows["qv"] >= MIN_QV
+        rows["id"] = np.arange(first, first + len(place), dtype=np.uint64)
+        if "transcript_id" in columns:
+            ids = batch.column("transcript_id").to_numpy()
+            if ids.dtype.kind in "iu":
+                rows["id"] = ids.astype(np.uint64)
+        first += len(place)
+        if not inside.all():
+            rows, place = rows[inside], place[inside]
+        rows["tile"] = tile_code(*(place // TILE_UM).astype(np.int64).T)
+        yield rows
+
+
+# --- writing
+
+
+def _attributes(slide: ViewedSlide, genes: list[str], n: int) -> dict[str, Any]:
+    import uuid
+
+    places = list(range(len(genes)))
+    return {
+        "codeword_count": len(genes),
+        "codeword_gene_mapping": places,
+        "codeword_gene_names": genes,
+        "gene_names": genes,
+        "gene_index_map": dict(zip(genes, places, strict=True)),
+        "number_genes": len(genes),
+        "number_rnas": n,
+        "spatial_units": "micron",
+        "coordinate_space": "refined-final_global_micron",
+        "major_version": 4,
+        "minor_version": 1,
+        "name": "RnaDataset",
+        "dataset_uuid": str(uuid.uuid5(uuid.NAMESPACE_URL, f"cellquilt-explorer/{slide.store.name}/transcripts")),
+        "data_format": 0,
+    }
+
+
+def _write_grids(store: ZarrZip, rows: Buckets, found: _Survey) -> int:
+    """The tiles of all levels; returns how many levels there are."""
+    widest = max(int(place.max()) for place in tile_place(found.tiles))
+    n_levels = min(widest.bit_length() + 1, _MOST_LEVELS)
+    keys: list[list[NDArray[np.uint32]]] = [[] for _ in range(n_levels)]
+    counts: list[list[NDArray[np.int64]]] = [[] for _ in range(n_levels)]
+    waiting = [np.zeros(0, _ROW) for _ in range(n_levels)]
+    for part in range(len(rows)):
+        here = rows.take(part)
+        following = int(rows.bounds[part + 1]) if part + 1 < len(rows) else None
+        here = here[np.argsort(_ranks(here["tile"], found.tiles), kind="stable")]
+        last = depth(here["id"])
+        for level in range(n_levels):
+            if level:
+                shown = last >= level
+                here, last = here[shown], last[shown]
+            ready = np.concatenate([waiting[level], here]) if len(waiting[level]) else here
+            tile = ready["tile"] >> np.uint32(2 * level)
+            # Only the last tile of a level may go on in the next part.
+            whole = len(ready) if following is None else int(np.searchsorted(tile, following >> 2 * level))
+            waiting[level] = ready[whole:].copy()
+            key, n = _write_tiles(store, level, tile[:whole], ready[:whole])
+            keys[level].append(key)
+            counts[level].append(n)
+    grids: dict[str, Any] = {
+        "grid_key_names": ["grid_x_loc", "grid_y_loc"],
+        "grid_zip": False,
+        "grid_size": [TILE_UM],
+        "grid_array_shapes": [],
+        "grid_number_objects": [],
+        "grid_keys": [],
+    }
+    for level in range(n_levels):
+        n = np.concatenate(counts[level])
+        if not n.size:
+            n_levels = level
+            break
+        x, y = tile_place(np.concatenate(keys[level]))
+        order = np.lexsort((y, x))
+        store.group(f"grids/{level}")
+        grids["grid_keys"].append([f"{i},{j}" for i, j in zip(x[order].tolist(), y[order].tolist(), strict=True)])
+        grids["grid_number_objects"].append(n[order].tolist())
+        grids["grid_array_shapes"].append([{} for _ in order])
+    store.group("grids", {**grids, "number_levels": n_levels})
+    return n_levels
+
+
+def _ranks(tile: NDArray[np.uint32], known: NDArray[np.uint32]) -> NDArray[np.unsignedinteger]:
+    """(n,) places of tiles in the list of all, from the part's first on; of 16 bits, which sort fast, if they fit."""
+    rank = np.searchsorted(known, tile)
+    first, past = (int(rank.min()), int(rank.max()) + 1) if rank.size else (0, 0)
+    return (rank - first).astype(np.uint16 if past - first <= 1 << 16 else np.uint32)
+
+
+def _write_tiles(
+    store: ZarrZip, level: int, tile: NDArray[np.uint32], rows: NDArray
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """Write the tiles of sorted rows; their places and numbers of rows."""
+    starts = np.flatnonzero(np.diff(tile, prepend=tile[:1] ^ np.uint32(1)))
+    keys, counts = tile[starts], np.diff(np.append(starts, len(tile)))
+    x, y = tile_place(keys)
+    for i, j, start, n in zip(x.tolist(), y.tolist(), starts.tolist(), counts.tolist(), strict=True):
+        here, base = rows[start : start + n], f"grids/{level}/{i},{j}"
+        ones = np.ones((n, 1), np.uint8)
+        number = np.full((n, 2), _NONE, np.uint32)
+        number[:, 0] = here["id"]
+        codeword = np.full((n, 2), _NONE, np.uint16)
+        codeword[:, 0] = here["gene"]
+        store.group(base)
+        store.array(f"{base}/valid", here["valid"][:, None])
+        store.array(f"{base}/status", ones)
+        store.array(f"{base}/location", here["location"])
+        store.array(f"{base}/gene_identity", here["gene"][:, None])
+        store.array(f"{base}/quality_score", here["qv"][:, None])
+        store.array(f"{base}/codeword_identity", codeword)
+        store.array(f"{base}/uuid", number)
+        store.array(f"{base}/id", number)
+    return keys, counts
+
+
+# --- densities
+
+
+class _Density:
+    """Transcripts by gene in squares of 10 µm, and of all kinds in squares of 20 µm."""
+
+    def __init__(
+        self, found: _Survey, by_gene: NDArray[np.int64], category: NDArray[np.bool_], path: Path, budget: int
+    ) -> None:
+        self.origin = np.floor(found.low / DENSITY_UM) * DENSITY_UM
+        # Coordinates are single in the file: one more square than double precision needs.
+        columns, rows = ((found.high - self.origin) // DENSITY_UM).astype(np.int64) + 2
+        self.columns, self.rows, self.n_genes = int(columns), int(rows), len(by_gene)
+        columns, rows = ((found.high - self.origin) // METRICS_UM).astype(np.int64) + 2
+        self.metrics = np.zeros((int(rows), int(columns), 4), np.float32)
+        self._of_probes, self._of_codewords = category[:, 1], category[:, 2]
+        bounds = bounds_of(np.arange(len(by_gene)), by_gene, budget // (_COPIES * 8))
+        self._keys = Buckets(path.parent, f"{path.name}.density", bounds * self.rows * self.columns, np.dtype("<i8"))
+
+    def add(self, rows: NDArray) -> None:
+        """Count a batch."""
+        gene, place = rows["gene"].astype(np.int64), rows["location"][:, :2] - self.origin
+        x, y = np.maximum(place // DENSITY_UM, 0).astype(np.int64).T
+        keys = (gene * self.rows + y) * self.columns + x
+        self._keys.add(keys, keys)
+        high, wide, _ = self.metrics.shape
+        x, y = np.maximum(place // METRICS_UM, 0).astype(np.int64).T
+        square = y * wide + x
+        for channel, mine in enumerate((None, self._of_probes[gene], self._of_codewords[gene])):
+            counts = np.bincount(square if mine is None else square[mine], minlength=high * wide).reshape(high, wide)
+            for k in (0, 1) if channel == 0 else (channel + 1,):  # all of them are decoded
+                self.metrics[:, :, k] += counts
+
+    def write(self, store: ZarrZip, genes: list[str]) -> None:
+        """Write both, gene by gene."""
+        attributes = {
+            "grid_size": [DENSITY_UM, DENSITY_UM],
+            "rows": self.rows,
+            "cols": self.columns,
+            "origin": {"x": float(self.origin[0]), "y": float(self.origin[1])},
+            "gene_names": genes,
+        }
+        store.group("density")
+        store.group("density/gene", attributes)
+        columns = {
+            name: Column(store, f"density/gene/{name}", kind)
+            for name, kind in (("data", "<u2"), ("indices", "<u2"), ("indptr", "<u4"))
+        }
+        columns["indptr"].write(np.zeros(1))
+        last, n = 0, 0
+        for part in range(len(self._keys)):
+            following = int(self._keys.bounds[part + 1]) if part + 1 < len(self._keys) else None
+            keys = np.sort(self._keys.take(part))
+            starts = np.flatnonzero(np.diff(keys, prepend=-1))
+            squares, counts = keys[starts], np.diff(np.append(starts, len(keys)))
+            columns["data"].write(np.minimum(counts, _NONE))
+            columns["indices"].write(squares % self.columns)
+            row = squares // self.columns
+            past = self.n_genes * self.rows if following is None else following // self.columns
+            columns["indptr"].write(n + np.searchsorted(row, np.arange(last, past), side="right"))
+            last, n = past, n + len(squares)
+        for column in columns.values():
+            column.close()
+        store.array("metrics_density", self.metrics)
+
+    def close(self) -> None:
+        """Remove what lies on disk."""
+        self._keys.close()
