@@ -19,7 +19,7 @@ _PUBLIC = {
     "make_transcript_patches": "cellquilt.steps",
     "spatial_neighbors": "cellquilt.spatial.tables",
 }
-_MODULES = ("annotate", "domains", "export", "io", "segmentation", "simulate")
+_MODULES = ("annotate", "domains", "export", "io", "segmentation", "simulate", "spatial")
 
 __all__ = [
     "CellquiltError",
@@ -37,11 +37,12 @@ __all__ = [
     "make_transcript_patches",
     "segmentation",
     "simulate",
+    "spatial",
     "spatial_neighbors",
 ]
 
 if TYPE_CHECKING:
-    from cellquilt import annotate, domains, export, io, segmentation
+    from cellquilt import annotate, domains, export, io, segmentation, spatial
     from cellquilt.core.errors import CellquiltError
     from cellquilt.core.settings import Settings
     from cellquilt.costs import estimate

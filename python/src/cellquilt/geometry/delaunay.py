@@ -11,6 +11,7 @@ from typing import Any
 import numba
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import Delaunay, QhullError
 
 #: Signs of determinants smaller than this part of their terms are not sure in double precision.
 _UNSURE = 1e-12
@@ -29,6 +30,50 @@ def triangulate(xy: NDArray[np.float64]) -> NDArray[np.int32] | None:
     numpy.ndarray or None
         (n_edges, 2) int32; None where points are so regular that a sign is not sure.
     """
+    found = _swept(xy)
+    if found is None:
+        return None
+    triangles, twins = found
+    half = np.arange(triangles.size)
+    once = half > twins  # each edge of two triangles by one of its halves; those of the hull have no twin (-1)
+    after = np.where(half % 3 == 2, half - 2, half + 1)
+    return np.column_stack([triangles[once], triangles[after[once]]])
+
+
+def triangles_of(xy: NDArray[np.float64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Triangles of the Delaunay triangulation, counter-clockwise where x points right and y up.
+
+    Parameters
+    ----------
+    xy
+        (n, 2) distinct points.
+
+    Returns
+    -------
+    triangles : numpy.ndarray
+        (m, 3) int32 points; none if all lie on a line.
+    twins : numpy.ndarray
+        (3 m,) int32: half-edge h leads from corner h % 3 of triangle h // 3 to its next one; its twin is the same edge
+        of the neighbour, -1 on the hull.
+    """
+    found = _swept(xy) if len(xy) > 2 else None
+    if found is not None:
+        return found[0].reshape(-1, 3), found[1]
+    try:
+        corners = Delaunay(xy).simplices.astype(np.int32) if len(xy) > 2 else np.empty((0, 3), np.int32)
+    except QhullError:
+        corners = np.empty((0, 3), np.int32)
+    a, b = corners.ravel().astype(np.int64), corners[:, [1, 2, 0]].ravel().astype(np.int64)
+    edge = np.minimum(a, b) * len(xy) + np.maximum(a, b)
+    order = np.argsort(edge, kind="stable")
+    same = np.flatnonzero(edge[order[1:]] == edge[order[:-1]])
+    twins = np.full(edge.size, -1, dtype=np.int32)
+    twins[order[same]], twins[order[same + 1]] = order[same + 1], order[same]
+    return corners, twins
+
+
+def _swept(xy: NDArray[np.float64]) -> tuple[NDArray[np.int32], NDArray[np.int32]] | None:
+    """Corners of all triangles, one after the other, and the twins of their half-edges; None if a sign is not sure."""
     # About the middle, so that large coordinates cost no precision.
     points = np.ascontiguousarray(xy - (xy.min(axis=0) + xy.max(axis=0)) / 2)
     seed = _seed(points)
@@ -38,12 +83,7 @@ def triangulate(xy: NDArray[np.float64]) -> NDArray[np.int32] | None:
     order = np.argsort(((points - centre) ** 2).sum(axis=1), kind="stable")
     kernel: Any = _sweep
     triangles, twins, sure = kernel(points, order, seed, centre)
-    if not sure or not triangles.size:
-        return None
-    half = np.arange(triangles.size)
-    once = half > twins  # each edge of two triangles by one of its halves; those of the hull have no twin (-1)
-    after = np.where(half % 3 == 2, half - 2, half + 1)
-    return np.column_stack([triangles[once], triangles[after[once]]])
+    return (triangles, twins) if sure and triangles.size else None
 
 
 def _seed(points: NDArray[np.float64]) -> NDArray[np.int64] | None:

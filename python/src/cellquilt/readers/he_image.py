@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import LOG
@@ -31,20 +32,42 @@ def read_matrix(path: Path) -> Affine:
         ``he-matrix-invalid``.
     """
 
-    def invalid(what: str) -> CellquiltError:
-        return CellquiltError("he-matrix-invalid", f"{path.name}: {what}", _HINT)
-
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise invalid(f"cannot be read as text: {error}") from None
+        raise CellquiltError("he-matrix-invalid", f"{path.name}: cannot be read as text: {error}", _HINT) from None
     rows = [[field for field in re.split(r"[,;\s]+", line) if field] for line in text.splitlines() if line.strip()]
     if [len(row) for row in rows] != [3, 3, 3]:
-        raise invalid(f"has rows of {', '.join(str(len(row)) for row in rows) or 'no'} numbers")
+        found = ", ".join(str(len(row)) for row in rows) or "no"
+        raise CellquiltError("he-matrix-invalid", f"{path.name}: has rows of {found} numbers", _HINT)
+    return check_matrix(rows, path.name)
+
+
+def check_matrix(values: ArrayLike, name: str) -> Affine:
+    """Numbers as a plane affine map that can be inverted.
+
+    Parameters
+    ----------
+    values
+        (3, 3), the last row 0, 0, 1.
+    name
+        What to call it in messages.
+
+    Raises
+    ------
+    CellquiltError
+        ``he-matrix-invalid``.
+    """
+
+    def invalid(what: str) -> CellquiltError:
+        return CellquiltError("he-matrix-invalid", f"{name}: {what}", _HINT)
+
     try:
-        matrix = np.array(rows, dtype=np.float64)
-    except ValueError as error:
+        matrix: Affine = np.array(values, dtype=np.float64)
+    except (ValueError, TypeError) as error:
         raise invalid(str(error)) from None
+    if matrix.shape != (3, 3):
+        raise invalid(f"is of shape {matrix.shape}")
     if not np.isfinite(matrix).all():
         raise invalid("has values that are no numbers")
     if not np.allclose(matrix[2], [0, 0, 1], atol=1e-9):

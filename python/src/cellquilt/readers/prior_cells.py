@@ -41,7 +41,7 @@ def read_prior_cells(path: Path, transforms: Mapping[str, Affine]) -> ShapesTabl
     CellquiltError
         ``prior-cells-unreadable``, ``prior-cells-invalid``, ``prior-cells-ids``, ``prior-cells-empty``.
     """
-    geometry, columns = _geojson(path) if path.suffix.lower() in (".geojson", ".json") else _geoparquet(path)
+    geometry, columns = read_geojson(path) if path.suffix.lower() in (".geojson", ".json") else _geoparquet(path)
     hint = "give outlines of cells as Polygons or MultiPolygons"
     if not len(geometry):
         raise CellquiltError("prior-cells-empty", f"{path.name} holds no cells", hint)
@@ -101,7 +101,14 @@ def _geoparquet(path: Path) -> tuple[np.ndarray, pa.Table]:
     return geometry, table
 
 
-def _geojson(path: Path) -> tuple[np.ndarray, pa.Table]:
+def read_geojson(path: Path) -> tuple[np.ndarray, pa.Table]:
+    """(n,) shapely geometries of a FeatureCollection, and their properties; objects among these as JSON text.
+
+    Raises
+    ------
+    CellquiltError
+        ``prior-cells-unreadable``.
+    """
     import pyogrio
     from pyogrio.errors import DataLayerError, DataSourceError, FieldError
 

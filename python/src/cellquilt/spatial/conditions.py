@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from cellquilt.core.log import LOG
 from cellquilt.spatial.slides import natural_order
 from cellquilt.statistics.groups import GroupComparison, compare_groups
 from cellquilt.statistics.multiplicity import benjamini_hochberg
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from cellquilt.core.errors import CellquiltError, did_you_mean
 from cellquilt.spatial.tables import slides_of
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -73,7 +74,7 @@ def slides(
     seen: set[str] = set()
     n_with_domain = 0
     for place, table in enumerate(_each(adatas), 1):
-        codes, names = _codes(table, domain_key)
+        codes, names = codes_of(table, domain_key, "domains-missing")
         if slide_key is not None and slide_key in table.obs and table.obs[slide_key].isna().any():
             row = int(np.flatnonzero(table.obs[slide_key].isna())[0])
             raise CellquiltError(
@@ -115,9 +116,15 @@ def _name(table: "AnnData", place: int) -> str:
     return f"slide_{place}"
 
 
-def _codes(table: "AnnData", key: str) -> tuple[NDArray[np.int64], list[str]]:
-    """Number of each cell's domain, -1 for none, and the names of those that occur, in natural order."""
-    require_column(table, key, "domains-missing")
+def codes_of(table: "AnnData", key: str, code: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Number of each cell's group, -1 for none, and the names of those that occur, in natural order.
+
+    Raises
+    ------
+    CellquiltError
+        With the code given if `obs` has no such column.
+    """
+    require_column(table, key, code)
     column = table.obs[key].astype("category").cat.remove_unused_categories()
     names = [str(name) for name in column.cat.categories]
     order = natural_order(names)

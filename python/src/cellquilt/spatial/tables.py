@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import LOG
 from cellquilt.geometry.neighbours import MODES, SpatialGraph, neighbour_graph, neighbours_in_grid
 from cellquilt.geometry.polygons import offsets_of, ranges
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from anndata import AnnData
