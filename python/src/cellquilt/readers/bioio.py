@@ -14,7 +14,7 @@ from cellquilt.core.privacy import scrub
 from cellquilt.core.transforms import GLOBAL, MICRONS, identity
 from cellquilt.readers.base import ImageSource, Reader, Request, Slide, choose_planes, project
 from cellquilt.readers.channels import distinct_names, resolve_pixel_size, some
-from cellquilt.readers.tiff import OF_THE_GLASS, kept_dtype, um_in
+from cellquilt.readers.tiff import OF_THE_GLASS, TiffImage, kept_dtype, sniff, um_in
 
 IMAGE = "image"
 _INSTALL = "install cellquilt[bioio], and the format's plug-in, such as bioio-czi or bioio-nd2"
@@ -30,7 +30,7 @@ def open_bioio(request: Request) -> Slide:
         ) from error
     image = _guarded(request, lambda: BioImage(request.path))
     slide = Slide(inputs=[request.path])
-    _choose_scene(image, request, slide)
+    _guarded(request, lambda: _choose_scene(image, request, slide))
     slide.images[IMAGE] = _guarded(request, lambda: _image(image, request, slide))
     return slide
 
@@ -40,8 +40,11 @@ READER = Reader("bioio", "An image that bioio reads", open_bioio)
 
 def _guarded(request: Request, act: Callable[[], Any]) -> Any:
     """What `act` gives; errors of plug-ins, which are of any kind, with the file's name."""
+    import logging
     import warnings
 
+    for package in ("bioio", "tifffile"):  # they log, with whole paths, what they then raise
+        logging.getLogger(package).setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -61,13 +64,15 @@ def _guarded(request: Request, act: Callable[[], Any]) -> Any:
 
 def _choose_scene(image: Any, request: Request, slide: Slide) -> None:
     """Set the scene that is asked for: by number or name; without a wish the first that is none of the glass slide."""
-    scenes, wanted = [str(scene) for scene in image.scenes], request.settings["bioio_scene"]
+    scenes, wanted = _scene_names(image), request.settings["bioio_scene"]
     of_the_glass = [bool(OF_THE_GLASS.fullmatch(scene.strip())) for scene in scenes]
     shown = some([f"{number} ({scene})" for number, scene in enumerate(scenes) if not of_the_glass[number]])
     if wanted is None:
         number = next((number for number, glass in enumerate(of_the_glass) if not glass), -1)
     elif wanted in scenes:
         number = scenes.index(wanted)
+    elif wanted in image.scenes:
+        number = list(image.scenes).index(wanted)
     else:
         number = int(wanted) if wanted.isdecimal() and wanted.isascii() and int(wanted) < len(scenes) else -1
         if number < 0:
@@ -108,7 +113,7 @@ def _image(image: Any, request: Request, slide: Slide) -> ImageSource:
     samples = min(sizes.get("S", 1), 3)  # the alpha channel of colours is no measurement
     channels, height, width = sizes["C"] * samples, sizes["Y"], sizes["X"]
     names = _names(image, sizes["C"], samples)
-    pixel = resolve_pixel_size(request.source, *_pixel_size(image), settings["pixel_size_um"], slide)
+    pixel = resolve_pixel_size(request.source, *_pixel_size(image, request), settings["pixel_size_um"], slide)
     file_dtype = np.dtype(image.dtype)
     dtype = kept_dtype(file_dtype, request.source)
     slide.facts.update({"timepoint": time, "z": how, "z_planes": planes})
@@ -166,12 +171,22 @@ def _names(image: Any, n: int, samples: int) -> list[str]:
     return ["r", "g", "b"][:samples] if n == 1 else [f"{name}_{s}" for name in names for s in range(samples)]
 
 
-def _pixel_size(image: Any) -> tuple[tuple[float, float] | None, str]:
+def _pixel_size(image: Any, request: Request) -> tuple[tuple[float, float] | None, str]:
     """(x, y) in µm and where it stands; None where the file does not say."""
-    sizes, units = image.physical_pixel_sizes, getattr(image, "dimension_properties", None)
+    pixels = _ome_pixels(image, image.current_scene_index)
+    if pixels is None and request.path.is_file() and sniff(request.path) == "tiff":
+        # Of a TIFF that does not say, bioio's plug-in makes 1 µm, or a printer's 72 dots an inch.
+        try:
+            with TiffImage(request.path, request.source) as tiff:
+                return tiff.pixel_size_um, tiff.pixel_size_from
+        except CellquiltError:
+            return None, ""
+    sizes, properties = image.physical_pixel_sizes, getattr(image, "dimension_properties", None)
     found = []
     for axis in "XY":
-        size, unit = getattr(sizes, axis), getattr(getattr(units, axis, None), "unit", None)
+        size = getattr(sizes, axis)
+        unit = getattr(getattr(properties, axis, None), "unit", None)
+        unit = unit or getattr(getattr(pixels, f"physical_size_{axis.lower()}_unit", None), "value", None)
         factor = 1.0 if unit is None else um_in(str(unit))  # without a unit it is µm
         usable = size is not None and factor is not None and math.isfinite(size) and size > 0
         found.append(float(size) * float(factor or 1.0) if usable else None)
@@ -179,3 +194,18 @@ def _pixel_size(image: Any) -> tuple[tuple[float, float] | None, str]:
     if x is None and y is None:
         return None, ""
     return (x or y or 0.0, y or x or 0.0), "bioio"
+
+
+def _ome_pixels(image: Any, scene: int) -> Any:
+    """The scene's entry in OME metadata, where the plug-in has such."""
+    images = getattr(image.metadata, "images", None) or []
+    return images[scene].pixels if len(images) == len(image.scenes) else None
+
+
+def _scene_names(image: Any) -> list[str]:
+    """Names of scenes; bioio gives numbers of images for OME-TIFF, their metadata have the names."""
+    images = getattr(image.metadata, "images", None) or []
+    scenes = [str(scene) for scene in image.scenes]
+    if len(images) != len(scenes):
+        return scenes
+    return [str(entry.name or scene) for entry, scene in zip(images, scenes, strict=True)]

@@ -199,7 +199,10 @@ class TranscriptTable:
         if b"\x00" in head:
             raise self._unreadable("it is not text")
         self._delimiter = max(",\t;", key=line.count)
-        names = next(csv.reader([line], delimiter=self._delimiter))
+        try:
+            names = next(csv.reader([line], delimiter=self._delimiter))
+        except csv.Error as error:
+            raise self._unreadable(error) from error
         if self._header:
             return self._header + [f"vendor_column_{n + 1}" for n in range(len(self._header), len(names))]
         return [entry or "vendor_row" for entry in names]  # a pandas index has no name
