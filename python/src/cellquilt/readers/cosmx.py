@@ -11,7 +11,6 @@ stitched image, as Sopa and spatialdata-io do.
 
 import csv
 import json
-import math
 import os
 import re
 from collections import OrderedDict
@@ -137,7 +136,7 @@ class _Files:
 
     @classmethod
     def find(cls, folder: Path, source: str) -> "_Files":
-        places = [place for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir()))]
+        places = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
         found = [
             path
             for place in places
@@ -150,7 +149,9 @@ class _Files:
             names = ", ".join(sorted(path.relative_to(folder).as_posix() for path in found))
             raise CellquiltError(
                 "cosmx-fov-positions",
-                f"{source} has several slides: {names}" if found else f"{source} has no *{_POSITIONS} (or .gz); it has {_listed(folder)}",
+                f"{source} has several slides: {names}"
+                if found
+                else f"{source} has no *{_POSITIONS} (or .gz); it has {_listed(folder)}",
                 "name the folder of one slide" if found else _COPY,
             )
         ((_, prefix), positions) = next(iter(prefixes.items()))
@@ -237,7 +238,7 @@ class _Csv:
             raise self.bad(f"cannot be read: {error}") from error
 
     def blocks(self, names: list[str], dtype: pa.DataType | None = None) -> Iterator[list[NDArray]]:
-        """The columns named, as (m,) arrays of numbers (float64 by default), some rows at a time; at least one block."""
+        """The columns named, as (m,) arrays (float64 by default), some rows at a time; at least one block."""
         from pyarrow import csv as reader
 
         dtype = dtype or pa.float64()
@@ -316,8 +317,8 @@ class _Fields:
         if spread.max() > _LARGEST_UM:
             far = int(np.argmax(np.abs(corner - np.median(corner, axis=0)).max(axis=1)))
             raise bad(
-                f"has fields that lie {spread.max() / 1e3:.0f} mm apart, field {number[far]} at {corner[far].tolist()} pixels: "
-                "more than a glass slide is long",
+                f"has fields that lie {spread.max() / 1e3:.0f} mm apart, field {number[far]} at {corner[far].tolist()} "
+                "pixels: more than a glass slide is long",
                 "correct the file; is the unit that of the column's name?",
             )
         return cls(number, corner, np.ones(2), name)
@@ -409,7 +410,7 @@ class _Stitched:
         self._most_open, self._share = 2, self._memory
         self._planes: dict[int, dict[str, _Plane]] = {}
         self._shape: tuple[int, int] | None = None
-        self._dtype = np.dtype(np.uint16)
+        self._dtype: np.dtype = np.dtype(np.uint16)
         self._weights = np.zeros((0, 0), np.uint64)
         request.resources.callback(self._close)
 
@@ -434,7 +435,7 @@ class _Stitched:
         if not self._planes or self._shape is None:
             raise CellquiltError(
                 "cosmx-no-image",
-                f"{source} has no images of fields in {' or '.join(_FOLDERS.values() if kind == 'auto' else [_FOLDERS[kind]])}"
+                f"{source} has no images of fields in {' or '.join(_places(kind))}"
                 f"{f' and no {_PROTEINS}' if kind == 'auto' else ''}",
                 "complete the folder, or read it without an image with cosmx_image=none",
             )
@@ -471,8 +472,7 @@ class _Stitched:
         )
 
     def _folder(self, kind: str) -> Path | None:
-        names = list(_FOLDERS.values()) if kind == "auto" else [_FOLDERS[kind]]
-        for name in names:
+        for name in _places(kind):
             found = self._files.folders.get(name, [])
             found = [place for place in found if any(path.suffix.lower() in _IMAGES for path in place.iterdir())]
             if len(found) > 1:
@@ -497,7 +497,7 @@ class _Stitched:
             if number in found:
                 raise CellquiltError(
                     "cosmx-images-differ",
-                    f"{self._files.name(folder)} has two images of field {number}: {found[number].name} and {path.name}",
+                    f"{self._files.name(folder)} has two images of field {number}: {found[number].name}, {path.name}",
                     "keep one of them",
                 )
             found[number] = path
@@ -522,9 +522,11 @@ class _Stitched:
 
     def _check(self, file: TiffImage | Picture) -> None:
         if file.shape[1] != 1:
-            raise CellquiltError("cosmx-images-differ", f"{file.name} has {file.shape[1]} planes, one was expected", _COPY)
+            raise CellquiltError(
+                "cosmx-images-differ", f"{file.name} has {file.shape[1]} planes, one was expected", _COPY
+            )
         if self._shape is None:
-            self._shape, self._dtype, self._first = file.shape[2:], file.dtype, file.name
+            self._shape, self._dtype, self._first = (file.shape[2], file.shape[3]), file.dtype, file.name
         elif file.shape[2:] != self._shape or file.dtype != self._dtype:
             raise CellquiltError(
                 "cosmx-images-differ",
@@ -555,17 +557,19 @@ class _Stitched:
                 self._open.popitem(last=False)[1].close()
             name, share = self._files.name(path), self._share
             picture = path.suffix.lower() in SUFFIXES
-            file = Picture(path, name, memory_mb=share) if picture else TiffImage(path, name, memory_mb=share, alone=True)
+            file = (
+                Picture(path, name, memory_mb=share) if picture else TiffImage(path, name, memory_mb=share, alone=True)
+            )
             self._open[path] = file
         self._open.move_to_end(path)
         return file
 
     def _read(self, channel: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        """A window of the stitched image: where fields overlap their mean, weighted by the distance to their borders."""
+        """A window of the stitched image; in overlaps the mean of fields, weighted by the distance to their borders."""
         assert self._shape is not None
         height, width = self._shape
         low = np.maximum(self._corner, [x0, y0])
-        high = np.minimum(self._corner + [width, height], [x1, y1])
+        high = np.minimum([*self._corner, width, height], [x1, y1])
         hit = [
             k for k in np.flatnonzero((low < high).all(axis=1)).tolist()
             if self._channels[channel] in self._planes[int(self._number[k])]
@@ -573,7 +577,7 @@ class _Stitched:
         if not hit:
             return np.zeros((y1 - y0, x1 - x0), self._dtype)
         is_float = self._dtype.kind == "f"
-        total = np.zeros((y1 - y0, x1 - x0), np.float64 if is_float else np.uint64)
+        total: NDArray[Any] = np.zeros((y1 - y0, x1 - x0), np.float64 if is_float else np.uint64)
         weight = np.zeros((y1 - y0, x1 - x0), np.uint64)
         for k in hit:  # by number: the sum of floats does not depend on the disk's order
             (left, top), (right, bottom) = (low[k] - self._corner[k]).tolist(), (high[k] - self._corner[k]).tolist()
@@ -606,6 +610,11 @@ class _Stitched:
         return pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
 
 
+def _places(kind: str) -> list[str]:
+    """Names of folders that may hold the image that is asked for."""
+    return list(_FOLDERS.values()) if kind == "auto" else [_FOLDERS[kind]]
+
+
 def _feather(height: int, width: int) -> NDArray[np.uint64]:
     """(h, w) distance of each pixel to the nearest border of its field, from 1 on."""
     y, x = (np.minimum(np.arange(size), np.arange(size)[::-1]) + 1 for size in (height, width))
@@ -626,14 +635,17 @@ def _stains(file: TiffImage | Picture) -> list[str]:
     order, targets, ids = "", [], []
     try:
         document = json.loads(file.description)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     if document is not None:
         found: dict[str, list[str]] = {"ChannelOrder": [], "BiologicalTarget": [], "ChannelId": []}
         _collect(document, found)
         order, targets, ids = "".join(found["ChannelOrder"][:1]), found["BiologicalTarget"], found["ChannelId"]
     else:  # cut off, or with something around it
-        texts = {key: re.findall(rf'"{key}":\s*"([^"]*)"', file.description) for key in ("ChannelOrder", "BiologicalTarget", "ChannelId")}
+        texts = {
+            key: re.findall(rf'"{key}":\s*"([^"]*)"', file.description)
+            for key in ("ChannelOrder", "BiologicalTarget", "ChannelId")
+        }
         order, targets, ids = "".join(texts["ChannelOrder"][:1]), texts["BiologicalTarget"], texts["ChannelId"]
     if len(order) != file.shape[0]:
         return file.channel_names
@@ -662,10 +674,10 @@ def _transcripts(
 ) -> PointsSource:
     settings = request.settings
     x, y = settings["x_column"] or "x_global_px", settings["y_column"] or "y_global_px"
-    chosen = {"x": x, "y": y, "gene": settings["gene_column"] or "target"}
-    table = TranscriptTable(path, name, **chosen, z=settings["z_column"])
+    gene = settings["gene_column"] or "target"
+    table = TranscriptTable(path, name, x=x, y=y, gene=gene, z=settings["z_column"])
     if settings["z_column"] is None and "z" in table.names:
-        table = TranscriptTable(path, name, **chosen, z="z", z_is_plane=True)
+        table = TranscriptTable(path, name, x=x, y=y, gene=gene, z="z", z_is_plane=True)
     left, top = fields.set_origin(None)
     to_um = scale(pixel) @ translation(-left, -top)
     step = float(settings["z_step_um"]) if "z_step_um" in getattr(settings, "given", settings) else Z_STEP_UM
@@ -786,7 +798,8 @@ class _VendorCells:
             fovs.append(np.full(len(found), number, np.int64))
             cells.append(found.astype(np.int64))
             geometry.append(outlines)
-        return self._shapes(*(np.concatenate(values) for values in (fovs, cells, geometry)), f"{self._files.source}/{_LABELS}", 0)
+        name = f"{self._files.source}/{_LABELS}"
+        return self._shapes(np.concatenate(fovs), np.concatenate(cells), np.concatenate(geometry), name, 0)
 
     def _shapes(
         self, fov: NDArray[np.int64], cell: NDArray[np.int64], geometry: NDArray[np.object_], name: str, left_out: int
@@ -800,7 +813,8 @@ class _VendorCells:
 
     def write_table(self, store: Store, name: str) -> int:
         """Write the machine's counts."""
-        assert self._written is not None and self.counts is not None  # shapes are written before tables
+        assert self._written is not None
+        assert self.counts is not None
         cells, pairing = self._written
         genes = [gene for gene in self.counts.names if gene not in ("fov", "cell_ID", "cell", "cell_id")]
         return write_vendor_table(store, name, CELLS, cells, pairing, self._blocks(genes), genes)
@@ -810,7 +824,9 @@ class _VendorCells:
 
         assert self.counts is not None
         for cell, *counts in self.counts.blocks(["cell_ID", *genes], pa.int64()):
-            matrix = csr_matrix(np.column_stack(counts)[cell > 0] if counts else np.zeros((int((cell > 0).sum()), 0), np.int64))
+            matrix = csr_matrix(
+                np.column_stack(counts)[cell > 0] if counts else np.zeros((int((cell > 0).sum()), 0), np.int64)
+            )
             if matrix.data.min(initial=0) < 0 or matrix.data.max(initial=0) > np.iinfo(np.int32).max:
                 raise self.counts.bad("holds values that are no counts")
             yield matrix

@@ -1,4 +1,4 @@
-"""PNG and JPEG as images that are read in windows. These formats have no parts: one is decoded whole, when it is used."""
+"""PNG and JPEG as images that are read in windows; they have no parts: one is decoded whole, when it is used."""
 
 import warnings
 from pathlib import Path

@@ -114,7 +114,9 @@ def write_vendor_table(
     )
     for column, values in (columns or {}).items():
         found = values[pairing.kept]
-        obs[column] = found if len(found) == n else np.concatenate([found.astype(np.float64), np.full(n - len(found), np.nan)])
+        obs[column] = (
+            found if len(found) == n else np.concatenate([found.astype(np.float64), np.full(n - len(found), np.nan)])
+        )
     annotation = {"region": region, "region_key": _REGION, "instance_key": _INSTANCE}
     write_table(store.new_element("tables", name), obs, genes, kept_blocks(), annotation)
     return n

@@ -105,7 +105,9 @@ def _bins_folder(folder: Path, bin_um: int, source: str) -> Path:
             hint = f"unpack the archives first ({', '.join(sorted(file.name for file in folder.glob('*.tar*'))[:3])})"
         raise CellquiltError("visium-hd-no-bins", f"{source} has no {BINNED}/{wanted}; it has {_listed(folder)}", hint)
     if not (outer / wanted).is_dir():
-        widths = sorted(int(found[1]) for path in outer.iterdir() if (found := re.fullmatch(r"square_(\d+)um", path.name)))
+        widths = sorted(
+            int(found[1]) for path in outer.iterdir() if (found := re.fullmatch(r"square_(\d+)um", path.name))
+        )
         raise CellquiltError(
             "visium-hd-no-bins",
             f"{source} has no bins of {bin_um} µm ({wanted}); it has {', '.join(f'{width} µm' for width in widths)}",
@@ -157,8 +159,8 @@ def _pixel_size(
     if said is not None and abs(measured * to_main / said - 1) > 0.01:
         _warn(
             slide,
-            f"{name}: microns_per_pixel is {said:g}, but its bins of {bin_um} µm are {bin_um / (measured * to_main):.4g} "
-            f"pixels wide: taking {measured * to_main:g}",
+            f"{name}: microns_per_pixel is {said:g}, but bins of {bin_um} µm are {bin_um / (measured * to_main):.4g} pixels "
+            f"wide: taking {measured * to_main:g}",
         )
     if given is not None and abs(measured / given - 1) > 0.01:
         _warn(slide, f"{name}: pixel_size_um is {given:g}, by the bins it is {measured:g}; taking {given:g}")
@@ -185,21 +187,24 @@ def _image(request: Request, scales: dict[str, float]) -> tuple[ImageSource | No
         path = next((found for found in _hires(request.path) if found.is_file()), None)
         if path is None:
             raise CellquiltError(
-                "visium-hd-no-image", f"{source} has no spatial/{_HIRES}", "complete the folder, or visium_hd_image=none"
+                "visium-hd-no-image",
+                f"{source} has no spatial/{_HIRES}",
+                "complete the folder, or visium_hd_image=none",
             )
         factor = scales.get("tissue_hires_scalef", math.nan)
         if not (math.isfinite(factor) and factor > 0):
             raise CellquiltError("visium-hd-scales", f"{source}: {SCALES} has no tissue_hires_scalef above 0", _COPY)
     else:
         path, factor = _fullres(request), 1.0
-    name = path.name if not path.is_relative_to(request.path) else f"{source}/{path.relative_to(request.path).as_posix()}"
-    memory = int(request.settings["memory_mb"])
-    kind_of_file = sniff(path) if path.is_file() else ""
-    opened: TiffImage | Picture = request.resources.enter_context(
-        Picture(path, name, memory_mb=memory)
-        if kind_of_file in ("PNG", "JPEG")
-        else TiffImage(path, name, memory_mb=memory)
+    name = (
+        path.name if not path.is_relative_to(request.path) else f"{source}/{path.relative_to(request.path).as_posix()}"
     )
+    memory = int(request.settings["memory_mb"])
+    opened: TiffImage | Picture
+    if sniff(path) in ("PNG", "JPEG"):
+        opened = request.resources.enter_context(Picture(path, name, memory_mb=memory))
+    else:
+        opened = request.resources.enter_context(TiffImage(path, name, memory_mb=memory))
     channels, planes, height, width = opened.shape
     if planes > 1:
         raise CellquiltError("visium-hd-image-planes", f"{name} has {planes} planes", "write one plane to its own file")
@@ -214,7 +219,11 @@ def _image(request: Request, scales: dict[str, float]) -> tuple[ImageSource | No
 
 
 def _hires(folder: Path) -> list[Path]:
-    return [folder / "spatial" / _HIRES, *sorted(folder.glob(f"*/spatial/{_HIRES}")), *sorted(folder.glob(f"*/*/spatial/{_HIRES}"))]
+    return [
+        folder / "spatial" / _HIRES,
+        *sorted(folder.glob(f"*/spatial/{_HIRES}")),
+        *sorted(folder.glob(f"*/*/spatial/{_HIRES}")),
+    ]
 
 
 def _fullres(request: Request) -> Path:
@@ -224,7 +233,9 @@ def _fullres(request: Request) -> Path:
         path = folder / given  # an absolute path stays what it is
         if not path.is_file():
             raise CellquiltError(
-                "visium-hd-no-image", f"fullres_image {given} does not exist", f"give a path, or one relative to {source}"
+                "visium-hd-no-image",
+                f"fullres_image {given} does not exist",
+                f"give a path, or one relative to {source}",
             )
         return path
     inside = folder / MICROSCOPE
@@ -233,7 +244,9 @@ def _fullres(request: Request) -> Path:
     names = sorted(path.relative_to(folder).as_posix() for path in found)
     if len(names) > 1:
         raise CellquiltError(
-            "visium-hd-images-ambiguous", f"{source} has several images: {', '.join(names)}", "name one with fullres_image"
+            "visium-hd-images-ambiguous",
+            f"{source} has several images: {', '.join(names)}",
+            "name one with fullres_image",
         )
     if not names:
         raise CellquiltError(
@@ -256,8 +269,8 @@ def _check_size(positions: "_Positions", image: ImageSource, to_main: float, req
         low, high = positions.extent
         raise CellquiltError(
             "visium-hd-image-size",
-            f"{request.source}: the tissue's bins reach from pixel {low.round()} to {high.round()} (x, y), but the image "
-            f"has {image.shape[2]} × {image.shape[1]} pixels; {outside:.0%} of them lie outside",
+            f"{request.source}: the tissue's bins reach from pixel {low.round().tolist()} to {high.round().tolist()} "
+            f"(x, y), but the image has {image.shape[2]} × {image.shape[1]} pixels; {outside:.0%} of them lie outside",
             "give the full-resolution image that Space Ranger was run with",
         )
 
@@ -339,7 +352,10 @@ class _Positions:
         n, most = 0, np.zeros(2)
         low, high = self.extent
         for row, column, y, x, tissue in self._numbers([*_COLUMNS[2:], "in_tissue"]):
-            if min(row.min(initial=0), column.min(initial=0)) < 0 or max(row.max(initial=0), column.max(initial=0)) >= 10**_DIGITS:
+            if (
+                min(row.min(initial=0), column.min(initial=0)) < 0
+                or max(row.max(initial=0), column.max(initial=0)) >= 10**_DIGITS
+            ):
                 raise self._bad("has rows or columns of bins that are below 0 or beyond any slide")
             design = np.column_stack([column + 0.5, row + 0.5, np.ones(len(row))])
             product += design.T @ design
@@ -374,8 +390,8 @@ class _Positions:
             rows, columns = (batch[name].cast(pa.int64()).to_numpy(zero_copy_only=False) for name in _COLUMNS[2:4])
             if found is None or not (np.array_equal(found[0], rows) and np.array_equal(found[1], columns)):
                 raise self._bad(
-                    f"has bins whose names do not tell their row and column; the first is {names[:1].astype(str)}, expected "
-                    f"is s_{self._bin_um:03d}um_<row>_<column>-1"
+                    f"has bins whose names do not tell their row and column; the first is "
+                    f"{_text(names[0]) if len(names) else 'none'}, expected is s_{self._bin_um:03d}um_<row>_<column>-1"
                 )
             return
 
@@ -552,7 +568,9 @@ class _VendorCells:
                 "visium-hd-cells", f"{name}: {what}", f"{_COPY}, or leave {SEGMENTED} out of the folder"
             ) from error
         ids = np.char.add(np.char.add("cellid_", np.char.zfill(numbers.astype(str), 9)), "-1")
-        table = ShapesTable(ids, table.geometry, {"entity_id": ids}, table.transforms, {**table.metadata, "source": name})
+        table = ShapesTable(
+            ids, table.geometry, {"entity_id": ids}, table.transforms, {**table.metadata, "source": name}
+        )
         if element == CELLS and self.matrix is not None:
             rows = np.concatenate([np.zeros(0, "S1"), *self.matrix.barcodes()]).astype(str)
             pairing = pair(ids, rows, self.matrix.name)
@@ -561,7 +579,8 @@ class _VendorCells:
         return table
 
     def write_table(self, store: Store, name: str, memory_mb: int) -> int:
-        assert self._written is not None and self.matrix is not None  # shapes are written before tables
+        assert self._written is not None
+        assert self.matrix is not None
         cells, pairing = self._written
         blocks = self.matrix.blocks(memory_mb)
         return write_vendor_table(store, name, CELLS, cells, pairing, blocks, self.matrix.genes())

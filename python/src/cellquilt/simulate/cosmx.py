@@ -31,7 +31,7 @@ from cellquilt.simulate.writer import TIFF_TILE, Spool, TableStream, TruthWriter
 OVERLAP_UM = 20.0  # of neighbouring fields
 ORIGIN_PX = (8210.0, -66250.0)  # global pixel of the canvas's corner: a reader that ignores the positions must fail
 #: Letter of a channel, what it shows, and the simulated stain and plane that it is made of.
-_STAINS = (
+_STAINS: tuple[tuple[str, str, str, int | None], ...] = (
     ("B", "CD298/B2M", "Cellbound", None),
     ("G", "PanCK", "Cellbound", 1),
     ("Y", "CD45", "Cellbound", 3),
@@ -151,7 +151,9 @@ class Fields:
         with path.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["fov", "x_global_px", "y_global_px", "x_global_mm", "y_global_mm"])
-            writer.writerows([k + 1, x, y, x * pixel_um / 1e3, y * pixel_um / 1e3] for k, (x, y) in enumerate(places.tolist()))
+            writer.writerows(
+                [k + 1, x, y, x * pixel_um / 1e3, y * pixel_um / 1e3] for k, (x, y) in enumerate(places.tolist())
+            )
 
 
 def _starts(side: int, size: int, overlap: int) -> NDArray[np.int64]:
@@ -238,11 +240,15 @@ def _cut(spool: Spool, x0: int, y0: int, shape: tuple[int, int]) -> NDArray:
 def _describe(stains: list[tuple[str, str, str, int | None]]) -> str:
     """What a field's first page says about itself."""
     reagents = [
-        {"Fluorophore": {"ChannelId": letter, "Wavelength": ""}, "BiologicalTarget": target}
+        {"BiologicalTarget": target, "Fluorophore": {"ChannelId": letter, "Wavelength": ""}}
         for letter, target, _, _ in reversed(stains)  # not in the order of the pages
     ]
     return json.dumps(
-        {"MorphologyKit": {"MorphologyReagents": reagents}, "ChannelOrder": "".join(stain[0] for stain in stains), "Fov": ""}
+        {
+            "MorphologyKit": {"MorphologyReagents": reagents},
+            "ChannelOrder": "".join(stain[0] for stain in stains),
+            "Fov": "",
+        }
     )
 
 
@@ -302,7 +308,9 @@ def _write_transcripts(folder: Path, name: str, slide: Slide, fields: Fields, ce
 
     def batches() -> Iterator[list[Any]]:
         for batch in pq.ParquetFile(spooled).iter_batches(batch_size=_ROWS):
-            x, y, plane, gene, cell, in_nucleus = (batch.column(field).to_numpy(zero_copy_only=False) for field in _TX.names)
+            x, y, plane, gene, cell, in_nucleus = (
+                batch.column(field).to_numpy(zero_copy_only=False) for field in _TX.names
+            )
             index = cells.find(cell)
             field = fields.owner(np.column_stack([x, y]))
             field[index >= 0] = cells.field[index[index >= 0]]
@@ -314,8 +322,8 @@ def _write_transcripts(folder: Path, name: str, slide: Slide, fields: Fields, ce
             compartment = np.where(index < 0, "None", np.where(in_nucleus, "Nuclear", "Cytoplasm")).astype(object)
             corner = fields.corner[field]
             yield [
-                field + 1, local, x - corner[:, 0], y - corner[:, 1], x + ORIGIN_PX[0], y + ORIGIN_PX[1], plane, genes[gene],
-                compartment,
+                field + 1, local, x - corner[:, 0], y - corner[:, 1], x + ORIGIN_PX[0], y + ORIGIN_PX[1], plane,
+                genes[gene], compartment,
             ]  # fmt: skip
 
     columns = ["fov", "cell_ID", "x_local_px", "y_local_px", "x_global_px", "y_global_px", "z", "target", "CellComp"]
@@ -323,12 +331,19 @@ def _write_transcripts(folder: Path, name: str, slide: Slide, fields: Fields, ce
     _write_csv(folder / f"{name}_tx_file.csv", pa.schema(list(zip(columns, kinds, strict=True))), batches())
     keys = np.concatenate([np.zeros(0, np.int64), *(part[0] for part in counts)])
     found, inverse = np.unique(keys, return_inverse=True)
-    totals = np.bincount(inverse, np.concatenate([np.zeros(0), *(part[1] for part in counts)]), len(found)).astype(np.int64)
+    totals = np.bincount(inverse, np.concatenate([np.zeros(0), *(part[1] for part in counts)]), len(found)).astype(
+        np.int64
+    )
     _write_counts(folder / f"{name}_exprMat_file.csv", fields, cells, genes, found, totals)
 
 
 def _write_counts(
-    path: Path, fields: Fields, cells: _Cells, genes: NDArray[np.object_], keys: NDArray[np.int64], totals: NDArray[np.int64]
+    path: Path,
+    fields: Fields,
+    cells: _Cells,
+    genes: NDArray[np.object_],
+    keys: NDArray[np.int64],
+    totals: NDArray[np.int64],
 ) -> None:
     """``exprMat_file.csv``: a row a cell, and one of each field's background, dense."""
     n = len(fields.corner)

@@ -208,9 +208,13 @@ def _write_bins(folder: Path, binned: BinCounts, size: int, to_px: Affine, scale
     document = {"spot_diameter_fullres": width, "bin_size_um": float(size), **scales}
     (spatial / "scalefactors_json.json").write_text(json.dumps(document) + "\n")
     counts = (add @ binned.counts).tocsr()
-    write_matrix(folder / "filtered_feature_bc_matrix.h5", _barcodes(row[there], column[there], size), counts, binned.genes)
+    write_matrix(
+        folder / "filtered_feature_bc_matrix.h5", _barcodes(row[there], column[there], size), counts, binned.genes
+    )
     everywhere = csr_matrix((len(row), len(binned.genes)), dtype=np.int32)
-    everywhere.indptr = np.concatenate([[0], np.cumsum(np.bincount(np.repeat(there, np.diff(counts.indptr)), minlength=len(row)))])
+    everywhere.indptr = np.concatenate(
+        [[0], np.cumsum(np.bincount(np.repeat(there, np.diff(counts.indptr)), minlength=len(row)))]
+    )
     everywhere.indices, everywhere.data = counts.indices, counts.data
     write_matrix(folder / "raw_feature_bc_matrix.h5", _barcodes(row, column, size), everywhere, binned.genes)
 
@@ -252,7 +256,9 @@ def write_matrix(path: Path, barcodes: NDArray[np.bytes_], counts: "csr_matrix",
         group.create_dataset("indptr", data=counts.indptr.astype(np.int64), track_times=False)
         group.create_dataset("shape", data=np.array([len(genes), counts.shape[0]], np.int32), track_times=False)
         for name, texts in features.items():
-            group.create_dataset(f"features/{name}", data=np.char.encode(np.asarray(texts, dtype=str)), track_times=False)
+            group.create_dataset(
+                f"features/{name}", data=np.char.encode(np.asarray(texts, dtype=str)), track_times=False
+            )
 
 
 def _write_feature_slice(path: Path, name: str, to_px: Affine) -> None:
@@ -310,7 +316,9 @@ def _write_cells(
     counted = np.flatnonzero(np.diff(counts.indptr))
     names = np.char.add(np.char.add(b"cellid_", np.char.zfill(number.astype("S9"), 9)), b"-1")
     write_matrix(place / "filtered_feature_cell_matrix.h5", names[counted], counts[counted], binned.genes)
-    texts = pa.array([*names.astype(str).tolist(), None], pa.string()).take(pa.array(np.where(cell >= 0, cell, len(ids))))
+    texts = pa.array([*names.astype(str).tolist(), None], pa.string()).take(
+        pa.array(np.where(cell >= 0, cell, len(ids)))
+    )
     mapping = {
         f"square_{size:03d}um": pa.array(
             _barcodes(binned.row // (size // 2), binned.column // (size // 2), size).astype(str).tolist(), pa.string()
@@ -326,7 +334,9 @@ def _write_cells(
     known = pq.read_table(truth / "cells.parquet", columns=["cell_id"]).column("cell_id").to_numpy()
     write_parquet(
         truth / "vendor_ids.parquet",
-        pa.table({"cell_id": known, "vendor_id": pa.array(names[np.searchsorted(ids[order], known)].astype(str).tolist())}),
+        pa.table(
+            {"cell_id": known, "vendor_id": pa.array(names[np.searchsorted(ids[order], known)].astype(str).tolist())}
+        ),
     )
 
 
