@@ -12,8 +12,8 @@ process DOMAINS_REPORT {
     path model
 
     output:
-    path 'report.html', arity: '1'      , emit: report
-    path 'stats', type: 'dir', arity: '1', emit: tables
+    path 'report.html', arity: '1'   , emit: report
+    path 'stats/*.csv', arity: '1..*', emit: tables
     path 'versions.yml', topic: versions
 
     script:
@@ -25,6 +25,6 @@ process DOMAINS_REPORT {
     stub:
     """
     mkdir stats
-    touch report.html versions.yml
+    touch stats/proportions.csv report.html versions.yml
     """
 }

@@ -25,6 +25,8 @@ COMPUTED = {
     ("domains/analysis/conditions.py", "error.code.replace('condition', 'batch')"): {"batch-missing", "batch-mixed"},
     ("domains/analysis/conditions.py", "code"): {"condition-mixed", "batch-mixed"},
     ("spatial/slides.py", "code"): {"domains-missing", "condition-missing", "column-unknown"},
+    ("spatial/cohort.py", "code"): {"column-unknown", "condition-missing", "batch-missing"},
+    ("spatial/cohort.py", "f'{what}-mixed'"): {"condition-mixed", "batch-mixed"},
     ("readers/base.py", "f'{what}-not-found'"): {"transcripts-not-found", "prior-cells-not-found"},
     ("segment/executable.py", "f'{name}-timeout'"): {"baysor-timeout", "proseg-timeout"},
 }

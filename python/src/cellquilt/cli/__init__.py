@@ -32,6 +32,7 @@ _VERBS: dict[str, tuple[str, str]] = {
     "compare": ("slide:compare", "Compare segmentations of one slide."),
     "cluster": ("cell_types:cluster", "Cluster the cells of a slide."),
     "annotate": ("cell_types:annotate", "Name the types of a slide's cells."),
+    "stats": ("spatial:stats", "Measure cells in space, of a slide or of a cohort."),
     "domains": ("domains:domains", "Find spatial domains, and see what they say."),
     "samples": ("slide:samples", "Write the table of all samples of a run."),
     "preview": ("slide:preview", "Try parameters on a few windows of a slide."),

@@ -184,6 +184,7 @@ def assemble(**arguments: Any) -> None:
 @click.option("--qc", type=_PATH, help="The sample's qc.json; default: computed from the store.")
 @click.option("--truth", type=_PATH, help="Folder with the truth of a simulated slide.")
 @click.option("--comparison", type=_PATH, help="What `cellquilt compare` wrote as JSON.")
+@click.option("--stats", type=_PATH, help="Folder that `cellquilt stats` wrote.")
 @click.option("-o", "--output", type=_PATH, required=True, help="The page to write.")
 @_overwrite
 @settings_options("resources", own="report")

@@ -16,6 +16,7 @@ SECTIONS = {
     "resolve": "Putting patches together",
     "aggregate": "Counting, and the store",
     "compare": "Comparing methods",
+    "spatial": "Space: statistics, joins and alignment",
     "domains": "Spatial domains",
     "cell_types": "Clusters and cell types",
     "report": "Quality control and reports",

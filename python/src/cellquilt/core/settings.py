@@ -60,6 +60,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "site": ("Where tasks run", ()),
     "preview": ("Try parameters on a few windows", ("preview",)),
     "convert": ("Reading the machine's output", ("convert",)),
+    "regions": ("Splitting a slide into regions", ("convert", "split")),
     "tissue": ("Finding the tissue", ("tissue",)),
     "patch": ("Cutting the slide into patches", ("patchify", "preview")),
     "transcripts": ("Cutting transcripts into patches; prior cells", ("patchify_transcripts",)),
@@ -85,6 +86,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "domains_level": ("Spatial domains: how many", ("domains_assign",)),
     "cluster": ("Clusters of a slide's cells", ("cluster",)),
     "annotate": ("Types of a slide's cells, by markers or from a reference", ("annotate",)),
+    "stats": ("Spatial statistics of a slide's cells", ("stats",)),
     "report": ("Quality control and reports", ("report", "compare")),
     "export": ("Files for other programs", ("export",)),
     "resources": (
@@ -93,7 +95,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
             *("convert", "tissue", "patchify", "segment", "resolve"),
             *("patchify_transcripts", "segment_transcripts", "resolve_transcripts", "aggregate", "compare", "report"),
             *("export", "domains_prepare", "domains_train", "domains_embed", "domains_assign"),
-            *("cluster", "annotate"),
+            *("stats", "cluster", "annotate", "split"),
         ),
     ),
 }
@@ -404,6 +406,16 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("bioio_scene", "convert", "str", None, "Scene of an image read by bioio: its name or its number from 0."),
     Setting("bioio_timepoint", "convert", "int", 0, "Time point of an image read by bioio, from 0.", minimum=0),
     Setting("chunk_px", "convert", "int", 2048, "Chunk width of the stored image in pixels.", minimum=64, hidden=True),
+    # --- regions
+    Setting(
+        "regions_unit",
+        "regions",
+        "str",
+        "px",
+        "Unit of the coordinates of regions: px (of the main image, as QuPath has them) or um (Xenium Explorer).",
+        keyword="unit",
+        choices=("px", "um"),
+    ),
     # --- tissue
     Setting(
         "tissue_mode",
@@ -1336,6 +1348,61 @@ SETTINGS: tuple[Setting, ...] = (
         choices=("reference", "each"),
     ),
     Setting("annotate_seed", "annotate", "int", 0, "Seed of annotation.", keyword="seed", minimum=0, hidden=True),
+    # --- stats
+    Setting(
+        "stats",
+        "stats",
+        "bool",
+        False,
+        "Measure each slide's cells in space: neighbourhoods, distances, niches; compare conditions over all slides.",
+        per_sample=False,
+    ),
+    Setting(
+        "stats_cell_type",
+        "stats",
+        "str",
+        None,
+        "Column of obs with the cell types; default: the first of cell_type, cluster and leiden that is there.",
+        keyword="cell_type",
+    ),
+    Setting(
+        "stats_domain",
+        "stats",
+        "str",
+        None,
+        "Column of obs with the domains; default: domain, if it is there.",
+        keyword="domain",
+    ),
+    Setting(
+        "stats_radius",
+        "stats",
+        "float",
+        80.0,
+        "Longest edge in µm between neighbours, where the cells have no graph of domains.",
+        keyword="radius",
+        aliases=("stats_radius_um",),
+        minimum=0.001,
+    ),
+    Setting(
+        "stats_reach_um",
+        "stats",
+        "float",
+        100.0,
+        "Largest distance of the co-occurrence, in ten rings; time grows with its square.",
+        keyword="reach_um",
+        minimum=0.001,
+    ),
+    Setting("stats_min_cells", "stats", "int", 10, "Cells that make a niche.", keyword="min_cells", minimum=1),
+    Setting(
+        "stats_permutations",
+        "stats",
+        "int",
+        200,
+        "Random orders of the cells' groups that p-values are from.",
+        keyword="permutations",
+        minimum=0,
+    ),
+    Setting("stats_seed", "stats", "int", 0, "Seed of the permutations.", keyword="seed", minimum=0, hidden=True),
     # --- report
     Setting(
         "qc_thresholds",

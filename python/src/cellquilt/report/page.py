@@ -47,6 +47,7 @@ def render(
     qc: Mapping[str, Any],
     accuracy: Mapping[str, Any] | None = None,
     methods: ComparisonTable | None = None,
+    space: Mapping[str, Any] | None = None,
 ) -> str:
     """Draw a sample's report.
 
@@ -60,6 +61,8 @@ def render(
         What `cellquilt.simulate.scores.truth_scores` returns, for a slide whose truth is known.
     methods
         The methods that are compared, if there are several.
+    space
+        Of the spatial statistics what `cellquilt.report.spatial.spatial_context` returned.
 
     Returns
     -------
@@ -77,6 +80,7 @@ def render(
         "methods": None if methods is None else methods_context(methods, method_of(view.stores[0])),
         **_slide(view, cells, qc),
         "histograms": _histograms(cells, qc),
+        "spatial": space,
         "celltypes": celltypes_context(view, cells),
         "fates": _fates(qc),
         "by_plane": plots.share_by_plane(

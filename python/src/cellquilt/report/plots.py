@@ -5,7 +5,7 @@ Colours come from the page's style sheet (classes), so that charts follow its li
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -478,3 +478,222 @@ def hash_text(text: str) -> int:
     import zlib
 
     return zlib.crc32(text.encode())
+
+
+def signed_matrix(
+    rows: Sequence[str], columns: Sequence[str], values: np.ndarray, title: str, *, digits: int = 1
+) -> str:
+    """Numbers around zero between two lists of names: one colour above, another below, the stronger the farther.
+
+    Parameters
+    ----------
+    rows, columns
+        n and m names.
+    values
+        (n, m) float64; NaN is not drawn.
+    title
+        Name of the numbers.
+    digits
+        Decimals to show.
+
+    Returns
+    -------
+    str
+        SVG; empty if there is no number.
+    """
+    known = np.isfinite(values)
+    if not known.any():
+        return ""
+    n, m = values.shape
+    limit = max(float(np.abs(values[known]).max()), 1e-9)
+    row_texts, column_texts = [_short(name) for name in rows], [_short(name) for name in columns]
+    left = 16 + 6.0 * max(map(len, row_texts))
+    size = min(46.0, (_WIDTH - left - 30) / m)
+    top = 26 + 4.6 * max(map(len, column_texts))
+    parts = [f'<text class="title" x="4" y="9">{escape(title)}</text>']
+    for k, text in enumerate(row_texts):
+        y = top + (k + 0.5) * size + 4
+        parts.append(f'<text class="name" x="{left - 8:.1f}" y="{y:.1f}" text-anchor="end">{escape(text)}</text>')
+    for k, text in enumerate(column_texts):
+        place = f"translate({left + (k + 0.5) * size - 2:.1f} {top - 6:.1f}) rotate(-42)"
+        parts.append(f'<text class="name" transform="{place}">{escape(text)}</text>')
+    for i, j in itertools.product(range(n), range(m)):
+        x, y, value = left + j * size, top + i * size, float(values[i, j])
+        box = f'x="{x + 1:.1f}" y="{y + 1:.1f}" width="{size - 2:.1f}" height="{size - 2:.1f}" rx="2"'
+        if not known[i, j]:
+            parts.append(f'<rect class="heat-none" {box}/>')
+            continue
+        strength = 0.05 + 0.95 * abs(value) / limit
+        tip = f"{rows[i]} and {columns[j]}: {value:.3g}"
+        kind = "bar" if value >= 0 else "bar-bad"
+        parts.append(f'<rect class="heat-ground" {box}/>')
+        parts.append(f'<rect class="{kind}" {box} fill-opacity="{strength:.3f}"><title>{escape(tip)}</title></rect>')
+        if size >= 26:
+            strong = " strong" if strength > 0.62 else ""
+            place = f'x="{x + size / 2:.1f}" y="{y + size / 2 + 4:.1f}"'
+            text = f"{value:.{digits}f}"
+            parts.append(f'<text class="heat-text{strong}" {place} text-anchor="middle">{text}</text>')
+    return _svg(parts, f"{title}: {n} by {m}", _WIDTH, math.ceil(top + n * size + 8))
+
+
+def curves(
+    x: Sequence[float], lines: Mapping[str, Sequence[float]], colours: Sequence[str], x_title: str, y_title: str
+) -> str:
+    """Several named curves around 1, on a logarithmic axis.
+
+    Parameters
+    ----------
+    x
+        n ascending numbers.
+    lines
+        Name → n numbers above 0; others are left out.
+    colours
+        One a line.
+    x_title, y_title
+        Names of the numbers.
+
+    Returns
+    -------
+    str
+        SVG; empty if there is nothing to draw.
+    """
+    known = np.array([[value if value > 0 else math.nan for value in line] for line in lines.values()], dtype=float)
+    if not known.size or not np.isfinite(known).any():
+        return ""
+    reach = max(float(np.nanmax(np.abs(np.log2(known)))) * 1.08, 0.25)
+    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+
+    def up(value: float) -> float:
+        return _TOP + 6 + (bottom - _TOP - 6) * (0.5 - math.log2(value) / (2 * reach))
+
+    def across(value: float) -> float:
+        return _LEFT + (right - _LEFT) * (value - x[0]) / ((x[-1] - x[0]) or 1)
+
+    whole = math.floor(reach)
+    step = max(1, math.ceil(whole / 2))
+    marks = [2.0**k for k in range(-whole, whole + 1) if k % step == 0] if whole else [2**-reach, 1.0, 2**reach]
+    parts = []
+    for value in marks:
+        parts.append(f'<line class="gl" x1="{_LEFT}" x2="{right}" y1="{up(value):.1f}" y2="{up(value):.1f}"/>')
+        parts.append(
+            f'<text class="tick" x="{_LEFT - 6}" y="{up(value) + 3.5:.1f}" text-anchor="end">{value:.2g}</text>'
+        )
+    parts.append(f'<line class="mark" x1="{_LEFT}" x2="{right}" y1="{up(1):.1f}" y2="{up(1):.1f}"/>')
+    parts.append(f'<text class="title" x="4" y="9">{escape(y_title)}</text>')
+    shown = ticks(float(x[0]), float(x[-1]))
+    parts += _x_axis([number(mark) for mark in shown], [across(mark) for mark in shown], x_title)
+    for (name, _), line, colour in zip(lines.items(), known, colours, strict=True):
+        points = [f"{across(a):.1f},{up(b):.1f}" for a, b in zip(x, line, strict=True) if math.isfinite(b)]
+        parts.append(
+            f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" stroke-width="1.8">'
+            f"<title>{escape(name)}</title></polyline>"
+        )
+    return _svg(parts, f"{y_title} of {', '.join(lines)}")
+
+
+def network(
+    names: Sequence[str], groups: Sequence[int], sizes: Sequence[float], weights: np.ndarray, title: str
+) -> str:
+    """Nodes on a circle, a line between two as strong as their weight.
+
+    Parameters
+    ----------
+    names
+        n of them.
+    groups
+        Kind of each node, 0 or 1: a disc or a square.
+    sizes
+        How large each is; areas are drawn alike.
+    weights
+        (n, n) symmetric, 0 or more.
+    title
+        What it is.
+
+    Returns
+    -------
+    str
+        SVG; empty for fewer than two nodes.
+    """
+    n = len(names)
+    if n < 2:
+        return ""
+    width, height = _WIDTH, _WIDTH - 40
+    radius, middle_x, middle_y = width / 2 - 95, width / 2, height / 2 + 6
+    angle = 2 * np.pi * np.arange(n) / n - np.pi / 2
+    x, y = middle_x + radius * np.cos(angle), middle_y + radius * np.sin(angle)
+    strongest = max(float(weights.max(initial=0)), 1e-9)
+    parts = [f'<text class="title" x="4" y="9">{escape(title)}</text>']
+    pairs = [(float(weights[i, j]), i, j) for i, j in itertools.combinations(range(n), 2) if weights[i, j] > 0]
+    for weight, i, j in sorted(pairs):
+        share = weight / strongest
+        parts.append(
+            f'<line x1="{x[i]:.1f}" y1="{y[i]:.1f}" x2="{x[j]:.1f}" y2="{y[j]:.1f}" stroke="var(--accent)" '
+            f'stroke-width="{0.4 + 5 * share**2:.2f}" stroke-opacity="{0.08 + 0.8 * share**2:.2f}">'
+            f"<title>{escape(names[i])} and {escape(names[j])}: {weight:.2f}</title></line>"
+        )
+    largest = max(max(sizes), 1e-9)
+    for k, name in enumerate(names):
+        half = 4 + 9 * math.sqrt(sizes[k] / largest)
+        tip = f"<title>{escape(name)}: {number(sizes[k])} cells</title>"
+        if groups[k] == 0:
+            parts.append(f'<circle class="dot-mark" cx="{x[k]:.1f}" cy="{y[k]:.1f}" r="{half:.1f}">{tip}</circle>')
+        else:
+            box = f'x="{x[k] - half:.1f}" y="{y[k] - half:.1f}" width="{2 * half:.1f}" height="{2 * half:.1f}"'
+            parts.append(f'<rect class="bar-bad" {box} rx="2">{tip}</rect>')
+        cosine = float(np.cos(angle[k]))
+        anchor = "middle" if abs(cosine) < 0.2 else "start" if cosine > 0 else "end"
+        reach = half + (6 if abs(cosine) >= 0.2 else 9)
+        at_x, at_y = x[k] + reach * cosine, y[k] + reach * float(np.sin(angle[k])) + 4
+        parts.append(
+            f'<text class="name" x="{at_x:.1f}" y="{at_y:.1f}" text-anchor="{anchor}">{escape(_short(name))}</text>'
+        )
+    return _svg(parts, f"{title}: {n} nodes", width, height)
+
+
+def dots_by_group(groups: Mapping[str, Sequence[float]], title: str) -> str:
+    """A dot a number, group beside group, with the groups' means.
+
+    Parameters
+    ----------
+    groups
+        Name → numbers.
+    title
+        Name of the numbers.
+
+    Returns
+    -------
+    str
+        SVG; empty if there is no number.
+    """
+    every = [value for values in groups.values() for value in values if math.isfinite(value)]
+    if not every:
+        return ""
+    low, high = min(every), max(every)
+    room = 0.15 * (high - low) or 0.1 * abs(high) or 0.1
+    low, high = low - room, high + room
+    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+
+    def up(value: float) -> float:
+        return bottom - (bottom - _TOP - 6) * (value - low) / (high - low)
+
+    parts = []
+    for value in ticks(low, high, 4):
+        parts.append(f'<line class="gl" x1="{_LEFT}" x2="{right}" y1="{up(value):.1f}" y2="{up(value):.1f}"/>')
+        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{up(value) + 3.5:.1f}" text-anchor="end">{value:g}</text>')
+    parts.append(f'<text class="title" x="4" y="9">{escape(title)}</text>')
+    step = (right - _LEFT) / len(groups)
+    for k, values in enumerate(groups.values()):
+        middle = _LEFT + (k + 0.5) * step
+        finite = [value for value in values if math.isfinite(value)]
+        for q, value in enumerate(finite):
+            x = middle + min(0.25 * step, 40) * ((q + 0.5) / len(finite) - 0.5) * 2
+            parts.append(f'<circle class="dot-mark" cx="{x:.1f}" cy="{up(value):.1f}" r="4"/>')
+        if finite:
+            y = up(sum(finite) / len(finite))
+            half = min(0.3 * step, 48)
+            parts.append(
+                f'<line class="whisker" x1="{middle - half:.1f}" x2="{middle + half:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            )
+    places = [_LEFT + (k + 0.5) * step for k in range(len(groups))]
+    parts += _x_axis([_short(name) for name in groups], places, "")
+    return _svg(parts, f"{title} in {', '.join(groups)}")

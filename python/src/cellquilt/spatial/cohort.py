@@ -233,7 +233,7 @@ def _one_each(slides: list[SlideStatistics], units: list[str], key: str, what: s
         said = _of(slide, key, f"{what}-missing")
         if out.setdefault(unit, said) != said:
             raise CellquiltError(
-                "condition-mixed" if what == "condition" else "batch-mixed",
+                f"{what}-mixed",
                 f"{unit}: {key} is {out[unit]} in one slide, {said} in another",
                 "one was expected",
             )

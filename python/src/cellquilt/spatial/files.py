@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cellquilt.core import zarr_json
 from cellquilt.core.atomic import atomic_path, refuse_existing
@@ -27,11 +27,14 @@ class TableFiles(Sequence["AnnData"]):
         ``.h5ad`` files, AnnData ``.zarr`` folders, or SpatialData stores.
     table
         Name of the table in SpatialData stores.
+    places_only
+        Read where the cells are and what is said of them (`obs`, coordinates and graphs), not what was measured.
     """
 
-    def __init__(self, paths: Sequence[Path | str], table: str = "table") -> None:
+    def __init__(self, paths: Sequence[Path | str], table: str = "table", *, places_only: bool = False) -> None:
         self.paths = [Path(path) for path in paths]
         self.table = table
+        self.places_only = places_only
         if not self.paths:
             raise CellquiltError("tables-missing", "there are no tables", "name .h5ad files or .zarr stores")
         for path in self.paths:
@@ -43,7 +46,7 @@ class TableFiles(Sequence["AnnData"]):
 
     def __getitem__(self, place):  # type: ignore[no-untyped-def]
         if isinstance(place, slice):
-            return TableFiles(self.paths[place], self.table)
+            return TableFiles(self.paths[place], self.table, places_only=self.places_only)
         return self._read(self.paths[place])
 
     def __iter__(self) -> "Iterator[AnnData]":
@@ -64,7 +67,10 @@ class TableFiles(Sequence["AnnData"]):
         elif not path.is_dir() and path.suffix.lower() != ".h5ad":
             raise CellquiltError("table-unreadable", f"{path} is neither .h5ad nor a .zarr folder", "convert it first")
         try:
-            table = anndata.read_zarr(folder) if path.is_dir() else anndata.read_h5ad(path)
+            if self.places_only:
+                table = _places(folder)
+            else:
+                table = anndata.read_zarr(folder) if path.is_dir() else anndata.read_h5ad(path)
         except Exception as error:  # whatever h5py, zarr and anndata raise on damaged files
             raise CellquiltError(
                 "table-unreadable", f"{path} cannot be read: {type(error).__name__}: {error}", "is the file whole?"
@@ -72,6 +78,26 @@ class TableFiles(Sequence["AnnData"]):
         if SAMPLE not in table.obs:
             table.obs[SAMPLE] = path.name.removesuffix(path.suffix)
         return table
+
+
+def _places(path: Path) -> "AnnData":
+    """A table without its matrix, layers and all of `obsm` but the coordinates."""
+    import anndata
+    from anndata.io import read_elem
+
+    def parts(group: Any) -> "AnnData":
+        obsm = {"spatial": read_elem(group["obsm/spatial"])} if "spatial" in group.get("obsm", {}) else {}
+        obsp = {name: read_elem(group[f"obsp/{name}"]) for name in sorted(group["obsp"])} if "obsp" in group else {}
+        return anndata.AnnData(obs=read_elem(group["obs"]), obsm=obsm, obsp=obsp)
+
+    if path.is_dir():
+        import zarr
+
+        return parts(zarr.open_group(str(path), mode="r"))
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        return parts(file)
 
 
 def _is_anndata(folder: Path) -> bool:
