@@ -6,6 +6,7 @@ import pytest
 import tifffile
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.images import open_image
+from cellquilt.readers import convert_slide
 from cellquilt.simulate import simulate
 from cellquilt.simulate.phenocycler import PRIVATE
 from hypothesis import HealthCheck, given, settings
@@ -229,6 +230,26 @@ def test_bad_input(tmp_path, case) -> None:
     error = fails(tmp_path / "scan", TECHNOLOGY, tmp_path / "out.zarr")
     assert error.code.startswith(code)
     assert text in error.message
+
+
+def test_a_table_of_transcripts_is_refused(scan, tmp_path) -> None:
+    (tmp_path / "t.csv").write_text("x,y,gene\n")
+    for technology in (TECHNOLOGY, "macsima", "hyperion", "bioio"):
+        with pytest.raises(CellquiltError, match="machine-transcripts"):
+            convert_slide(scan, technology=technology, transcripts=tmp_path / "t.csv", output=tmp_path / "o.zarr")
+
+
+def test_colours_keep_their_names(tmp_path) -> None:
+    rgb = np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)
+    for planar in ("contig", "separate"):
+        tifffile.imwrite(
+            tmp_path / "a.qptiff", rgb if planar == "contig" else rgb.transpose(2, 0, 1), photometric="rgb",
+            planarconfig=planar, metadata=None, description=xml("<Name>Brightfield</Name>").encode(),
+            software="PerkinElmer-QPI", resolution=(20_000, 20_000), resolutionunit="CENTIMETER", tile=(32, 32),
+        )  # fmt: skip
+        store = convert(tmp_path / "a.qptiff", TECHNOLOGY, tmp_path / "out.zarr")
+        assert channels(store) == ["r", "g", "b"]
+        np.testing.assert_array_equal(pixels(store), rgb.transpose(2, 0, 1))
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

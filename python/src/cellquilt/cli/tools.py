@@ -24,7 +24,7 @@ _PATH = click.Path(path_type=Path)
     "file_format",
     default="ome_tif",
     show_default=True,
-    help="ome_tif, merscope, xenium, cosmx or visium_hd.",
+    help="ome_tif, merscope, xenium, cosmx, visium_hd, phenocycler, macsima, hyperion or molecular_cartography.",
 )
 def simulate(output: Path, file_format: str, **options: Any) -> None:
     """Simulate slides whose cells, types, domains and transcripts are known, with a sheet to run them."""

@@ -13,7 +13,7 @@ from cellquilt.core.errors import CellquiltError, did_you_mean
 from cellquilt.core.privacy import scrub
 from cellquilt.core.transforms import GLOBAL, MICRONS, identity
 from cellquilt.readers.base import ImageSource, Reader, Request, Slide, choose_planes, project
-from cellquilt.readers.channels import distinct_names, resolve_pixel_size, some
+from cellquilt.readers.channels import distinct_names, refuse_transcripts, resolve_pixel_size, some
 from cellquilt.readers.tiff import OF_THE_GLASS, TiffImage, kept_dtype, sniff, um_in
 
 IMAGE = "image"
@@ -22,6 +22,7 @@ _INSTALL = "install cellquilt[bioio], and the format's plug-in, such as bioio-cz
 
 def open_bioio(request: Request) -> Slide:
     """Open an image; see `Reader`."""
+    refuse_transcripts(request, "bioio")
     try:
         from bioio import BioImage
     except ImportError as error:

@@ -116,6 +116,22 @@ def need_folder(request: Request, title: str, holds: str) -> Path:
     return request.path
 
 
+def refuse_transcripts(request: Request, title: str) -> None:
+    """Refuse a table of transcripts beside images of proteins: nothing would read it.
+
+    Raises
+    ------
+    CellquiltError
+        ``machine-transcripts``.
+    """
+    if request.transcripts is not None:
+        raise CellquiltError(
+            "machine-transcripts",
+            f"{request.source}: {request.transcripts.name} is given, but technology {title} has no transcripts",
+            "leave transcripts empty; for an image with a table of any origin use technology ome_tif",
+        )
+
+
 def no_images(request: Request, wanted: str, hint: str) -> CellquiltError:
     """The error of a folder without images: what was looked for, and what is there."""
     return CellquiltError("machine-no-images", f"{request.source} has no {wanted}; {contents_of(request.path)}", hint)

@@ -19,6 +19,7 @@ from cellquilt.readers.channels import (
     natural_key,
     no_images,
     open_tiff,
+    refuse_transcripts,
     same_size,
     stack_files,
     stem_of,
@@ -111,6 +112,7 @@ def _trim(piece: str) -> str:
 
 def open_hyperion(request: Request) -> Slide:
     """Open a region's folder or file; see `Reader`."""
+    refuse_transcripts(request, "Hyperion")
     slide = Slide()
     if request.path.is_file():
         return _one_file(request, slide, request.path, open_tiff(request, request.path))

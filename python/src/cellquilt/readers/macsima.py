@@ -19,6 +19,7 @@ from cellquilt.readers.channels import (
     need_folder,
     no_images,
     open_tiff,
+    refuse_transcripts,
     some,
     stack_files,
     tiff_files,
@@ -57,6 +58,7 @@ class _Stain:
 
 def open_macsima(request: Request) -> Slide:
     """Open an experiment's folder; see `Reader`."""
+    refuse_transcripts(request, "MACSima")
     folder = need_folder(request, "MACSima", "its TIFFs")
     paths = tiff_files(folder, below=True)
     if not paths:

@@ -50,7 +50,7 @@ def open_molecular_cartography(request: Request) -> Slide:
             f"{request.source} has no {name}_<stain>.tiff; {contents_of(folder)}",
             "complete the folder; for transcripts alone use technology transcripts",
         )
-    files = [ChannelFile(stain, open_tiff(request, path)) for stain, path in paths.items()]
+    files = [ChannelFile(stain, open_tiff(request, path)) for stain, path in paths]
     slide.images[IMAGE] = stack_files(files, request, slide)
     same_size(files)
     _points(request, folder / f"{name}{_RESULTS}", slide)
@@ -80,15 +80,15 @@ def _choose(request: Request, ids: list[str], slide: Slide) -> str:
     return ids[regions.index(region)]
 
 
-def _images(folder: Path, name: str, ids: list[str]) -> dict[str, Path]:
-    """Stain → file of a region, DAPI first, then by name. Of ids that begin alike, a file is the longest one's."""
-    found: dict[str, Path] = {}
+def _images(folder: Path, name: str, ids: list[str]) -> list[tuple[str, Path]]:
+    """Stain and file of a region's images, DAPI first, then by name. Of ids that begin alike, the longest one's."""
+    found = []
     for path in tiff_files(folder):
         stem = stem_of(path)
         owners = [other for other in ids if stem.startswith(f"{other}_")]
         if owners and max(owners, key=len) == name:
-            found.setdefault(stem[len(name) + 1 :], path)
-    return {stain: found[stain] for stain in sorted(found, key=lambda s: (s.upper() != "DAPI", natural_key(s)))}
+            found.append((stem[len(name) + 1 :], path))
+    return sorted(found, key=lambda entry: (entry[0].upper() != "DAPI", natural_key(entry[0]), entry[1].name))
 
 
 def _points(request: Request, results: Path, slide: Slide) -> None:

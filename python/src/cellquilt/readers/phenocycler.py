@@ -12,7 +12,14 @@ from xml.etree import ElementTree
 
 from cellquilt.core.errors import CellquiltError
 from cellquilt.readers.base import Reader, Request, Slide
-from cellquilt.readers.channels import contents_of, distinct_names, some, tiff_files, whole_file
+from cellquilt.readers.channels import (
+    contents_of,
+    distinct_names,
+    refuse_transcripts,
+    some,
+    tiff_files,
+    whole_file,
+)
 from cellquilt.readers.tiff import TiffImage
 
 IMAGE = "image"
@@ -25,6 +32,7 @@ _NAMES = ("Biomarker", "Name", ".//Biomarker", ".//Fluor", ".//ExcitationFilter/
 
 def open_phenocycler(request: Request) -> Slide:
     """Open the scanner's file; see `Reader`."""
+    refuse_transcripts(request, "PhenoCycler")
     path = _file(request)
     name = request.source if path == request.path else f"{request.source}/{path.name}"
     image = request.resources.enter_context(TiffImage(path, name, memory_mb=int(request.settings["memory_mb"])))
@@ -34,7 +42,7 @@ def open_phenocycler(request: Request) -> Slide:
     described = [page for page in pages if page is not None]
     if described:
         _refuse_other_pages(described, name)
-        if len(described) == len(names) and len(set(map(id, described))) == len(names) and not image.interleaved:
+        if len(described) == len(names) and names[:3] != ["r", "g", "b"]:
             names = [_channel_name(page) or old for page, old in zip(described, names, strict=True)]
         if image.pixel_size_um is None and (size := _pixel_size(described[0])) is not None:
             image.pixel_size_um, image.pixel_size_from = (size, size), "PixelSizeMicrons"
