@@ -28,7 +28,15 @@ from typing import Any
 
 OURS, PEER = "cellquilt", "sopa"
 #: Modules with cases, in the order of the table.
-MODULES = ("bench_images", "bench_resolve", "bench_aggregate", "bench_transcripts", "bench_domains", "bench_path")
+MODULES = (
+    "bench_images",
+    "bench_resolve",
+    "bench_aggregate",
+    "bench_transcripts",
+    "bench_explorer",
+    "bench_domains",
+    "bench_path",
+)
 #: Written when the clock starts: a time limit is for the step, not for imports and inputs.
 STARTED = "started.json"
 

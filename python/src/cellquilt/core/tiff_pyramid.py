@@ -78,8 +78,10 @@ def write_pyramid(
                     shape=(*shape[:-2], *size),
                     dtype=dtype,
                     tile=(tile_px, tile_px),
-                    compression=compression,
+                    # The name without "adobe" is that of an older code, which few programs read.
+                    compression="adobe_deflate" if compression == "deflate" else compression,
                     compressionargs={"level": 1} if compression == "deflate" else None,
+                    maxworkers=1,
                     photometric="minisblack",
                     software="cellquilt",
                     resolution=None if resolution is None else (resolution, resolution),

@@ -1,7 +1,7 @@
 """Xenium Explorer: slides as the viewer's folder, and what people do in the viewer back into slides.
 
-``cq.io.explorer`` is this module. Slides are SpatialData objects or paths of stores; of an object, elements are taken as
-they are on its disk, the table of cells as it is in memory.
+``cq.io.explorer`` is this module. Slides are SpatialData objects or paths of stores; of an object, elements are taken
+as they are on its disk, the table of cells as it is in memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,8 +46,8 @@ def write(
         The slide, and the folder to make; in any order.
     mode
         Which parts to write: ``+`` and letters for these only, ``-`` and letters for all others; they replace those of
-        an earlier folder, whose other files stay. i image, t transcripts, c counts, b boundaries, o observations (groups
-        of cells), m manifest, p the tables of a Xenium bundle. None: all but p.
+        an earlier folder, whose other files stay. i image, t transcripts, c counts, b boundaries, o observations
+        (groups of cells), m manifest, p the tables of a Xenium bundle. None: all but p.
     image
         Name of the image; default: the main one.
     layer
@@ -104,16 +104,18 @@ def update_obs(adata: "AnnData | SpatialData | str | Path", path: str | Path, *,
     """
     from cellquilt.core.xenium import ANALYSIS
     from cellquilt.explorer.cells import NAMES
+    from cellquilt.explorer.folder import rewrite
     from cellquilt.explorer.imports import names_of_folder, obs_rows
     from cellquilt.explorer.table import write_obs_groups
-    from cellquilt.explorer.folder import rewrite
 
     obs = _obs_of(adata)
     rows = obs_rows(obs, names_of_folder(Path(path) / NAMES))
     rewrite(
-        Path(path), {ANALYSIS}, lambda aside: write_obs_groups(obs, rows, aside / ANALYSIS, columns=columns),  # type: ignore[func-returns-value]
+        Path(path),
+        {ANALYSIS},
+        lambda aside: write_obs_groups(obs, rows, aside / ANALYSIS, columns=columns),
         overwrite=True,
-    )  # fmt: skip
+    )
 
 
 def align(

@@ -134,7 +134,7 @@ def _write_set(
     store.array(f"{base}/cell_index", cell[shown].astype(np.uint32))
     store.array(f"{base}/method", np.zeros(int(shown.sum()), np.uint32))
     store.array(f"{base}/num_vertices", n_vertices[shown])
-    store.array(f"{base}/vertices", vertices[shown].reshape(int(shown.sum()), -1).astype(np.float32))
+    store.array(f"{base}/vertices", vertices[shown].reshape(-1, 2 * vertices.shape[1]).astype(np.float32))
 
 
 def write_names(slide: ViewedSlide, path: Path) -> None:

@@ -15,11 +15,11 @@ from cellquilt.explorer.bundle import FILES, write_bundle
 from cellquilt.explorer.cells import NAMES, write_cells, write_names
 from cellquilt.explorer.image import write_image
 from cellquilt.explorer.manifest import write_manifest
+from cellquilt.explorer.rules import validate
 from cellquilt.explorer.simplify import MAX_VERTICES
 from cellquilt.explorer.slide import ViewedSlide
 from cellquilt.explorer.table import write_groups, write_matrix
 from cellquilt.explorer.transcripts import write_transcripts
-from cellquilt.explorer.rules import validate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,8 +108,7 @@ def write_folder(
                 slide.points is not None,
                 lambda: write_transcripts(slide, aside / TRANSCRIPTS, memory_mb=memory),
             ),
-            "b": (cells, lambda: (write_cells(slide, aside / CELLS, max_vertices=max_vertices),
-                                  write_names(slide, aside / NAMES))),
+            "b": (cells, lambda: _write_boundaries(slide, aside, max_vertices)),
             "c": (
                 cells and slide.table is not None,
                 lambda: write_matrix(slide, aside / MATRIX, layer=layer, memory_mb=memory),
@@ -131,10 +130,15 @@ def write_folder(
     return found
 
 
+def _write_boundaries(slide: ViewedSlide, folder: Path, max_vertices: int) -> None:
+    write_cells(slide, folder / CELLS, max_vertices=max_vertices)
+    write_names(slide, folder / NAMES)
+
+
 def rewrite(
-    folder: Path, names: set[str], write: Callable[[Path], None], *, overwrite: bool, partial: bool = True
+    folder: Path, names: set[str], write: Callable[[Path], object], *, overwrite: bool, partial: bool = True
 ) -> dict[str, int]:
-    """Make a folder anew with some files written, and the others of the earlier one as they were; checked, then swapped.
+    """Make a folder anew, with some files written and the others as they were; checked, then swapped.
 
     Parameters
     ----------

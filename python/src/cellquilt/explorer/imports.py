@@ -54,7 +54,7 @@ def _rows(path: Path, code: str, needed: tuple[str, ...]) -> list[dict[str, str]
     return list(reader)
 
 
-def read_selections(path: Path | str) -> dict[str, shapely.Polygon]:
+def read_selections(path: Path | str) -> dict[str, shapely.Polygon | shapely.MultiPolygon]:
     """Read the coordinates of selections that the viewer exports: name → polygon in µm.
 
     Parameters
@@ -85,7 +85,7 @@ def read_selections(path: Path | str) -> dict[str, shapely.Polygon]:
         corners.setdefault((row.get("Selection") or alone).strip(), []).append(corner)
     if not corners:
         raise CellquiltError(code, f"{path.name} has no points", _FORGOTTEN)
-    out = {}
+    out: dict[str, shapely.Polygon | shapely.MultiPolygon] = {}
     for name, places in corners.items():
         if len(set(places)) < 3:
             raise CellquiltError(

@@ -1,4 +1,4 @@
-"""The format's own rules, checked on a folder: does every file say the same of the same cells, genes and transcripts?"""
+"""The format's own rules, checked on a folder: do all files say the same of cells, genes and transcripts?"""
 
 import json
 from collections.abc import Iterator
@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from cellquilt.core.errors import CellquiltError, SeveralErrors
 from cellquilt.core.xenium import ANALYSIS, CELLS, EXPERIMENT, IMAGE, MATRIX, SUMMARY, TRANSCRIPTS
+from cellquilt.core.zarr_zip import ZarrZipFile
 
 _PER_TILE = {
     "valid": ("uint8", 1), "status": ("uint8", 1), "location": ("float32", 3), "gene_identity": ("uint16", 1),
     "quality_score": ("float32", 1), "codeword_identity": ("uint16", 2), "uuid": ("uint32", 2), "id": ("uint32", 2),
 }  # fmt: skip
-#: Levels of which every tile is read; of the others their headers only.
-_READ_TILES = 200
+#: Tiles of a level that are read, spread over it; all are counted.
+_READ_TILES = 32
 
 
 def validate(folder: Path | str, *, partial: bool = False) -> dict[str, int]:
@@ -68,36 +69,33 @@ class _Check:
         self._size: tuple[int, int] | None = None
         self._pixel_um: float | None = None
 
-    def _open(self, name: str) -> Any:
-        import zarr
-
+    def _open(self, name: str) -> ZarrZipFile | None:
         self.reading = name
-        if not (self.folder / name).exists():
-            return None
-        return zarr.open_group(zarr.storage.ZipStore(self.folder / name, mode="r", read_only=True), mode="r")
+        return ZarrZipFile(self.folder / name) if (self.folder / name).exists() else None
 
     def cells(self) -> Iterator[str]:
         root = self._open(CELLS)
         if root is None:
             return
-        numbers, summary = root["cell_id"][:], root["cell_summary"]
+        attrs, numbers, summary = root.attributes(), root.array("cell_id"), root.array("cell_summary")
         n = len(numbers)
         self._numbers, self.found["cells"] = numbers, n
-        if root.attrs["number_cells"] != n:
-            yield f"{CELLS}: number_cells is {root.attrs['number_cells']}, there are {n}"
+        if attrs["number_cells"] != n:
+            yield f"{CELLS}: number_cells is {attrs['number_cells']}, there are {n}"
         if len(np.unique(numbers, axis=0)) != n:
             yield f"{CELLS}: cell_id holds a number twice"
-        if list(summary.attrs["column_names"]) != list(SUMMARY) or summary.shape != (n, len(SUMMARY)):
+        if list(root.attributes("cell_summary")["column_names"]) != list(SUMMARY) or summary.shape != (n, len(SUMMARY)):
             yield f"{CELLS}: cell_summary has the shape {summary.shape}, ({n}, {len(SUMMARY)}) was expected"
             return
-        summary = summary[:]
         if (summary[:, 2] < 0).any() or (summary[:, 5] < 0).any():
             yield f"{CELLS}: cell_summary holds an area below 0"
-        for key, name in enumerate(root.attrs["polygon_set_names"]):
-            polygons = root[f"polygon_sets/{key}"]
-            cell, vertices, n_vertices = (polygons[part][:] for part in ("cell_index", "vertices", "num_vertices"))
+        for key, name in enumerate(attrs["polygon_set_names"]):
+            cell, vertices, n_vertices, method = (
+                root.array(f"polygon_sets/{key}/{part}")
+                for part in ("cell_index", "vertices", "num_vertices", "method")
+            )
             self.found["nuclei" if name == "nucleus" else f"{name}_polygons"] = len(cell)
-            if not len(cell) == len(vertices) == len(n_vertices) == polygons["method"].shape[0]:
+            if not len(cell) == len(vertices) == len(n_vertices) == len(method):
                 yield f"{CELLS}: the arrays of polygon_sets/{key} ({name}) are not of one length"
                 continue
             if (cell >= n).any():
@@ -123,9 +121,8 @@ class _Check:
         root = self._open(MATRIX)
         if root is None:
             return
-        group = root["cell_features"]
-        attrs, n = group.attrs, group["cell_id"].shape[0]
-        starts = group["indptr"][:].astype(np.int64)
+        attrs, numbers = root.attributes("cell_features"), root.array("cell_features/cell_id")
+        n, starts = len(numbers), root.array("cell_features/indptr").astype(np.int64)
         names = attrs["feature_keys"]
         self.found["features"] = len(names)
         if not len(names) == len(attrs["feature_ids"]) == len(attrs["feature_types"]) == attrs["number_features"]:
@@ -133,29 +130,30 @@ class _Check:
         if len(starts) != len(names) + 1 or starts[0] != 0 or (np.diff(starts) < 0).any():
             yield f"{MATRIX}: indptr does not fit {len(names)} features"
             return
-        if not group["data"].shape[0] == group["indices"].shape[0] == starts[-1]:
-            yield f"{MATRIX}: {group['data'].shape[0]} values, {starts[-1]} announced"
+        indices, (data, _) = root.array("cell_features/indices"), root.header("cell_features/data")
+        if not data[0] == len(indices) == starts[-1]:
+            yield f"{MATRIX}: {data[0]} values, {starts[-1]} announced"
             return
-        indices = group["indices"][:]
         if len(indices) and indices.max() >= n:
             yield f"{MATRIX}: an index names cell {indices.max()} of {n}"
         if attrs["number_cells"] != n:
             yield f"{MATRIX}: number_cells is {attrs['number_cells']}, there are {n}"
-        if self._numbers is not None and not np.array_equal(self._numbers, group["cell_id"][:]):
+        if self._numbers is not None and not np.array_equal(self._numbers, numbers):
             yield f"{MATRIX}: its cells are others than those of {CELLS}"
 
     def groups(self) -> Iterator[str]:
         root = self._open(ANALYSIS)
         if root is None:
             return
-        group = root["cell_groups"]
-        names, n_groupings = group.attrs["group_names"], group.attrs["number_groupings"]
+        attrs = root.attributes("cell_groups")
+        names, n_groupings = attrs["group_names"], attrs["number_groupings"]
         self.found["groupings"] = n_groupings
-        if not len(names) == len(group.attrs["grouping_names"]) == n_groupings:
+        if not len(names) == len(attrs["grouping_names"]) == n_groupings:
             yield f"{ANALYSIS}: number_groupings is {n_groupings}, {len(names)} are named"
             return
-        for k, name in enumerate(group.attrs["grouping_names"]):
-            indices, starts = group[f"{k}/indices"][:], group[f"{k}/indptr"][:].astype(np.int64)
+        for k, name in enumerate(attrs["grouping_names"]):
+            indices = root.array(f"cell_groups/{k}/indices")
+            starts = root.array(f"cell_groups/{k}/indptr").astype(np.int64)
             if len(starts) != len(names[k]) or (np.diff(starts) < 0).any() or (len(starts) and starts[0] != 0):
                 yield f"{ANALYSIS}: {name} has {len(names[k])} groups and {len(starts)} starts"
             n = len(indices) if self._numbers is None else len(self._numbers)
@@ -166,7 +164,7 @@ class _Check:
         root = self._open(TRANSCRIPTS)
         if root is None:
             return
-        attrs, grids = root.attrs, root["grids"].attrs
+        attrs, grids = root.attributes(), root.attributes("grids")
         n_genes = attrs["number_genes"]
         self.found["transcripts"], self.found["transcript_levels"] = attrs["number_rnas"], grids["number_levels"]
         if (
@@ -189,32 +187,33 @@ class _Check:
                 continue
             step = max(len(keys) // _READ_TILES, 1)
             for key, n in list(zip(keys, counts, strict=True))[::step]:
-                yield from self._tile(root[f"grids/{level}/{key}"], f"level {level}, tile {key}", n, n_genes)
-                place = root[f"grids/{level}/{key}/location"][:, :2] / (size * 2**level)
+                yield from self._tile(root, f"grids/{level}/{key}", n, n_genes)
+                place = root.array(f"grids/{level}/{key}/location")[:, :2] / (size * 2**level)
                 corner = np.array([int(part) for part in key.split(",")])
                 if ((place < corner - 1e-4) | (place > corner + 1 + 1e-4)).any():
-                    yield f"{TRANSCRIPTS}: level {level}, tile {key} holds a transcript that lies elsewhere"
-        density = root["density/gene"]
-        starts = density["indptr"]
-        if starts.shape[0] != n_genes * density.attrs["rows"] + 1:
-            yield f"{TRANSCRIPTS}: density/gene/indptr has {starts.shape[0]} values"
-        elif not int(starts[-1]) == density["data"].shape[0] == density["indices"].shape[0]:
+                    yield f"{TRANSCRIPTS}: grids/{level}/{key} holds a transcript that lies elsewhere"
+        starts = root.array("density/gene/indptr")
+        (data, _), (indices, _) = (root.header(f"density/gene/{part}") for part in ("data", "indices"))
+        if len(starts) != n_genes * root.attributes("density/gene")["rows"] + 1:
+            yield f"{TRANSCRIPTS}: density/gene/indptr has {len(starts)} values"
+        elif not int(starts[-1]) == data[0] == indices[0]:
             yield f"{TRANSCRIPTS}: density/gene announces {int(starts[-1])} values"
-        if root["gene_category"].shape[0] != n_genes:
-            yield f"{TRANSCRIPTS}: gene_category is of {root['gene_category'].shape[0]} genes"
+        if root.header("gene_category")[0][0] != n_genes:
+            yield f"{TRANSCRIPTS}: gene_category is of {root.header('gene_category')[0][0]} genes"
 
     @staticmethod
-    def _tile(group: Any, name: str, n: int, n_genes: int) -> Iterator[str]:
+    def _tile(root: ZarrZipFile, name: str, n: int, n_genes: int) -> Iterator[str]:
         for part, (kind, wide) in _PER_TILE.items():
-            array = group[part]
-            if array.shape != (n, wide) or array.dtype != np.dtype(kind):
-                yield f"{TRANSCRIPTS}: {name}: {part} is {array.dtype} {array.shape}, {kind} ({n}, {wide}) was expected"
-        if n and int(group["gene_identity"][:].max()) >= n_genes:
+            shape, dtype = root.header(f"{name}/{part}")
+            if shape != (n, wide) or dtype != np.dtype(kind):
+                yield f"{TRANSCRIPTS}: {name}/{part} is {dtype} {shape}, {kind} ({n}, {wide}) was expected"
+        if n and int(root.array(f"{name}/gene_identity").max()) >= n_genes:
             yield f"{TRANSCRIPTS}: {name} names a gene that there is not"
 
     def image(self) -> Iterator[str]:
-        import tifffile
         from xml.etree import ElementTree
+
+        import tifffile
 
         self.reading = IMAGE
         if not (self.folder / IMAGE).exists():
@@ -234,7 +233,7 @@ class _Check:
             if len(names) != shape[0]:
                 yield f"{IMAGE}: {shape[0]} planes, {len(names)} channels named"
             for level, at in enumerate(series.levels):
-                page = at.pages[0]
+                page: Any = at.pages[0]
                 wanted = (self._size[0] >> level, self._size[1] >> level)
                 if (page.imagelength, page.imagewidth) != wanted:
                     yield f"{IMAGE}: level {level} has {page.imagelength} × {page.imagewidth} pixels, not {wanted}"
@@ -242,8 +241,9 @@ class _Check:
                     yield f"{IMAGE}: level {level} has no tiles"
                 x = page.tags["XResolution"].value
                 um = 1e4 * x[1] / x[0]
-                if abs(um / (self._pixel_um * 2**level) - 1) > 1e-3:
-                    yield f"{IMAGE}: level {level} says that a pixel is {um:.5g} µm wide, not {self._pixel_um * 2**level:.5g}"
+                right = self._pixel_um * 2**level
+                if abs(um / right - 1) > 1e-3:
+                    yield f"{IMAGE}: level {level} says that a pixel is {um:.5g} µm wide, not {right:.5g}"
 
     def manifest(self) -> Iterator[str]:
         self.reading = EXPERIMENT

@@ -57,7 +57,11 @@ class ViewedSlide:
             return None
         if len(names) > 1 and self.image_name is None:
             opened = {name: Image(self.store.element("images", name)) for name in names}
-            main = [n for n, image in opened.items() if np.array_equal(image.transforms.get(GLOBAL), np.eye(3))]
+            main = [
+                n
+                for n, image in opened.items()
+                if GLOBAL in image.transforms and np.array_equal(image.transforms[GLOBAL], np.eye(3))
+            ]
             if len(main) == 1:
                 return opened[main[0]]
         return open_image(self.store.path, self.image_name)

@@ -179,9 +179,12 @@ def _entries(slide: ViewedSlide, layer: str | None):  # type: ignore[no-untyped-
     assert slide.table is not None
     try:
         group: Any = zarr.open_group(str(slide.table), mode="r")
-        names = read_elem(group["var"]).index.astype(str).tolist()
+        genes: Any = read_elem(group["var"])
+        names = genes.index.astype(str).tolist()
         layers = sorted(group["layers"].keys()) if "layers" in group else []
-        intensities = read_elem(group["obsm"]["intensities"]) if not names and "intensities" in group["obsm"] else None
+        intensities: Any = (
+            read_elem(group["obsm"]["intensities"]) if not names and "intensities" in group["obsm"] else None
+        )
     except Exception as error:  # whatever zarr and anndata raise on damaged files
         raise CellquiltError(
             "table-unreadable", f"{slide.table} cannot be read: {error}", "run `aggregate` again"

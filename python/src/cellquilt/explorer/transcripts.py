@@ -7,10 +7,12 @@ levels are written in one go, and what does not fit in memory is sorted range by
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,8 +28,7 @@ from cellquilt.core.points import (
     points_columns,
     points_transforms,
 )
-from cellquilt.core.points import xy as coordinates
-from cellquilt.core.transforms import Affine, apply
+from cellquilt.core.transforms import Affine
 from cellquilt.core.xenium import MIN_QV
 from cellquilt.core.zarr_zip import Column, ZarrZip
 from cellquilt.explorer.buckets import Buckets, bounds_of
@@ -42,9 +43,11 @@ _NONE = 65_535
 _QV = 40.0  # of transcripts whose machine gives none
 _MOST_LEVELS = 15
 _ROW = np.dtype(
-    [("tile", "<u4"), ("location", "<f4", 3), ("gene", "<u2"), ("qv", "<f4"), ("id", "<u8"), ("valid", "u1")]
+    [("tile", "<u4"), ("location", "<f4", 3), ("gene", "<u4"), ("qv", "<f4"), ("id", "<u8"), ("valid", "u1")]
 )
-_COPIES = 4  # of the rows of a part while it is sorted
+_Batch = tuple[NDArray, NDArray[np.bool_], int]
+_COPIES = 3  # of the rows of a part while it is sorted
+_OUTSIDE = 2**32 - 1
 _NAMELESS = "unnamed"
 #: Columns of `gene_category`, and what names of controls of each look like; the first that fits counts.
 CATEGORIES = 9
@@ -85,9 +88,47 @@ class _Survey:
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     low: NDArray[np.float64] = field(default_factory=lambda: np.full(2, np.inf))
     high: NDArray[np.float64] = field(default_factory=lambda: np.full(2, -np.inf))
-    by_gene: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    control_by_gene: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    by_gene: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
+    control_by_gene: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
     n_outside: int = 0
+
+    def look(self, batches: Iterator[_Batch], most: int) -> list[NDArray] | None:
+        """Take all batches in, and give them back if they are at most so many rows."""
+        held: list[NDArray] | None = []
+        tiles, counts, n_rows = [self.tiles], [self.counts], 0
+        for rows, control, n_outside in batches:
+            self.n_outside += n_outside
+            if not len(rows):
+                continue
+            place = rows["location"]
+            for axis in (0, 1):
+                self.low[axis] = min(self.low[axis], place[:, axis].min())
+                self.high[axis] = max(self.high[axis], place[:, axis].max())
+            tile, n = _distinct(rows["tile"])
+            tiles.append(tile)
+            counts.append(n)
+            known = int(rows["gene"].max(initial=0)) + 1
+            for name, gene in (("by_gene", rows["gene"]), ("control_by_gene", rows["gene"][control])):
+                total = getattr(self, name)
+                wider = np.zeros(max(known, total.size), np.int64)
+                wider[: total.size] = total
+                setattr(self, name, wider + np.bincount(gene, minlength=wider.size))
+            n_rows += len(rows)
+            if held is not None:
+                held = [*held, rows] if n_rows <= most else None
+        self.tiles, inverse = np.unique(np.concatenate(tiles), return_inverse=True)
+        self.counts = np.bincount(inverse, np.concatenate(counts), len(self.tiles)).astype(np.int64)
+        return held
+
+
+def _distinct(tile: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """The tiles that occur, ascending, and how often."""
+    last = int(tile.max(initial=0))
+    if last > 1 << 20:
+        return np.unique(tile, return_counts=True)
+    counts = np.bincount(tile, minlength=last + 1)
+    found = np.flatnonzero(counts)
+    return found.astype(np.uint32), counts[found]
 
 
 def write_transcripts(slide: ViewedSlide, path: Path, *, memory_mb: int = 1500) -> TranscriptSummary:
@@ -109,8 +150,9 @@ def write_transcripts(slide: ViewedSlide, path: Path, *, memory_mb: int = 1500) 
     """
     assert slide.points is not None
     matrix = slide.map_of(points_transforms(slide.points), "transcripts")
-    genes = GeneNames()
-    found = _look(slide, matrix, genes, memory_mb)
+    budget = memory_mb * 1_000_000 // 3
+    genes, found = GeneNames(), _Survey()
+    held = found.look(_batches(slide, matrix, genes, memory_mb), budget // (_COPIES * _ROW.itemsize))
     summary = TranscriptSummary(int(found.counts.sum()), found.n_outside)
     if found.n_outside:
         LOG.warning(
@@ -119,26 +161,24 @@ def write_transcripts(slide: ViewedSlide, path: Path, *, memory_mb: int = 1500) 
         )  # fmt: skip
     if summary.n_written == 0:
         return summary
-    names = genes.names()
-    column = _columns_of(names, found.by_gene[-1])
-    ordered = sorted(names) + ([_NAMELESS] if found.by_gene[-1] else [])
+    ordered, column = _ordered(genes.names(), bool(found.by_gene[-1]))
     if len(ordered) > MOST_GENES:
         raise CellquiltError(
             "explorer-genes", f"{slide.points} has {len(ordered)} genes; the viewer's format has room for {MOST_GENES}",
             "leave transcripts out with mode=-t",
         )  # fmt: skip
-    by_gene = np.zeros(len(ordered), np.int64)
-    np.add.at(by_gene, column[column >= 0], found.by_gene[column >= 0])
-    control = np.zeros(len(ordered), np.int64)
-    np.add.at(control, column[column >= 0], found.control_by_gene[column >= 0])
-    category = categories(ordered, 2 * control > by_gene)
-    budget = memory_mb * 1_000_000 // 4
-    rows = Buckets(
-        path.parent, path.name, bounds_of(found.tiles, found.counts, budget // (_COPIES * _ROW.itemsize)), _ROW
-    )
+    by_gene, controls = np.zeros((2, len(ordered)), np.int64)
+    there = column >= 0
+    by_gene[column[there]], controls[column[there]] = found.by_gene[there], found.control_by_gene[there]
+    category = categories(ordered, 2 * controls > by_gene)
+    bounds = bounds_of(found.tiles, found.counts, budget // (_COPIES * _ROW.itemsize))
+    rows = Buckets(path.parent, path.name, bounds if held is None else bounds[:1], _ROW)
     density = _Density(found, by_gene, category, path, budget)
+    parts = held if held is not None else (part for part, _, _ in _batches(slide, matrix, genes, memory_mb))
     try:
-        for part in _batches(slide, matrix, genes, column, memory_mb):
+        for part in parts:
+            # Numbers as they came become places in the list of names; the last one is that of rows without a name.
+            part["gene"] = column[part["gene"]]
             rows.add(part["tile"], part)
             density.add(part)
         with ZarrZip(path, "blosc") as store:
@@ -158,21 +198,9 @@ def write_transcripts(slide: ViewedSlide, path: Path, *, memory_mb: int = 1500) 
     return summary
 
 
-def tile_code(x: NDArray[np.integer], y: NDArray[np.integer]) -> NDArray[np.uint32]:
-    """(n,) place of tiles on the curve in Z: the bits of x and y (below 2^16) in turn."""
-    return _spread(x) | _spread(y) << np.uint32(1)
-
-
 def tile_place(code: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """x and y of tiles of these places."""
+    """x and y of tiles by their places on the curve in Z, which has the bits of x and y in turn."""
     return _gather(code), _gather(code >> np.uint32(1))
-
-
-def _spread(values: NDArray[np.integer]) -> NDArray[np.uint32]:
-    out = np.asarray(values).astype(np.uint32)
-    for shift, mask in ((8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333), (1, 0x55555555)):
-        out = (out | out << np.uint32(shift)) & np.uint32(mask)
-    return out
 
 
 def _gather(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -208,46 +236,6 @@ def categories(names: list[str], is_control: NDArray[np.bool_]) -> NDArray[np.bo
 # --- reading
 
 
-def _look(slide: ViewedSlide, matrix: Affine, genes: GeneNames, memory_mb: int) -> _Survey:
-    assert slide.points is not None
-    found = _Survey()
-    has_control = "is_control" in points_columns(slide.points)
-    columns = ["x", "y", gene_column(slide), *(["is_control"] if has_control else [])]
-    keys, counts, by_gene = [found.tiles], [found.counts], np.zeros((2, 1), np.int64)
-    for batch in iter_points(slide.points, columns, batch_rows(memory_mb)):
-        place = apply(matrix, coordinates(batch))
-        inside = (place >= 0).all(axis=1) & np.isfinite(place).all(axis=1)
-        code = genes.encode(batch.column(columns[2]), np.ones(len(place), bool))
-        control = bools(batch, "is_control") if has_control else np.zeros(len(place), bool)
-        found.n_outside += int((~inside).sum())
-        place, code, control = place[inside], code[inside], control[inside]
-        if not len(place):
-            continue
-        found.low, found.high = np.minimum(found.low, place.min(axis=0)), np.maximum(found.high, place.max(axis=0))
-        if (found.high > FARTHEST_UM).any():
-            raise CellquiltError(
-                "explorer-coordinates",
-                f"{slide.points}: a transcript lies {found.high.max():.4g} µm from the image's corner",
-                "is pixel_size_um right, and are the transcripts' coordinates in µm?",
-            )
-        key, n = np.unique(tile_code(*(place // TILE_UM).astype(np.int64).T), return_counts=True)
-        keys.append(key)
-        counts.append(n)
-        # The last place is that of transcripts without a gene.
-        known = len(genes.names())
-        if by_gene.shape[1] < known + 1:
-            wider = np.zeros((2, known + 1), np.int64)
-            wider[:, : by_gene.shape[1] - 1], wider[:, -1] = by_gene[:, :-1], by_gene[:, -1]
-            by_gene = wider
-        code = np.where(code < 0, known, code)
-        by_gene[0] += np.bincount(code, minlength=known + 1)
-        by_gene[1] += np.bincount(code[control], minlength=known + 1)
-    found.tiles, inverse = np.unique(np.concatenate(keys), return_inverse=True)
-    found.counts = np.bincount(inverse, np.concatenate(counts), len(found.tiles)).astype(np.int64)
-    found.by_gene, found.control_by_gene = by_gene
-    return found
-
-
 def gene_column(slide: ViewedSlide) -> str:
     """Name of the transcripts' column of genes.
 
@@ -270,44 +258,78 @@ def gene_column(slide: ViewedSlide) -> str:
     return str(name)
 
 
-def _columns_of(names: list[str], n_nameless: int) -> NDArray[np.int64]:
-    """(genes + 1,) the place of each gene, as they came, in the file; the last one's is that of rows without a gene."""
-    column = np.empty(len(names) + 1, np.int64)
-    column[np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)] = np.arange(len(names))
-    column[-1] = len(names) if n_nameless else -1
-    return column
+def _ordered(names: list[str], nameless: bool) -> tuple[list[str], NDArray[np.int64]]:
+    """The names sorted, and the place among them of each gene by its number as it came (number 0 has no name)."""
+    column = np.full(len(names) + 1, -1, np.int64)
+    column[np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64) + 1] = np.arange(len(names))
+    column[0] = len(names) if nameless else -1
+    return sorted(names) + ([_NAMELESS] if nameless else []), column
 
 
-def _batches(slide: ViewedSlide, matrix: Affine, genes: GeneNames, column: NDArray[np.int64], memory_mb: int):  # type: ignore[no-untyped-def]
-    """The transcripts as rows of `_ROW`, some at a time."""
+def _batches(slide: ViewedSlide, matrix: Affine, genes: GeneNames, memory_mb: int) -> Iterator[_Batch]:
+    """The transcripts as rows of `_ROW`, some at a time: which are controls, and how many were left out.
+
+    Genes are numbered as they come, from 1 on; 0 has none.
+    """
     assert slide.points is not None
     there = points_columns(slide.points)
     gene = gene_column(slide)
-    columns = ["x", "y", gene, *(name for name in ("z", "qv", "passes_qv", "transcript_id") if name in there)]
+    own = ("z", "qv", "passes_qv", "transcript_id", "is_control")
+    columns = ["x", "y", gene, *(name for name in own if name in there)]
     size = batch_rows(memory_mb)
     batches = iter_points(slide.points, columns, size)
     first = 0
     for batch in progress(batches, "transcripts for the viewer", -(-count_points(slide.points) // size)):
-        place = apply(matrix, coordinates(batch))
-        inside = (place >= 0).all(axis=1) & np.isfinite(place).all(axis=1)
-        rows = np.zeros(len(place), _ROW)
-        rows["location"][:, :2] = place
+        n = batch.num_rows
+        rows = np.zeros(n, _ROW)
+        n_inside, highest = _fill(floats(batch, "x"), floats(batch, "y"), matrix, rows["location"], rows["tile"])
+        if highest > FARTHEST_UM:
+            raise CellquiltError(
+                "explorer-coordinates",
+                f"{slide.points}: a transcript lies {highest:.4g} µm from the image's corner",
+                "is pixel_size_um right, and are the transcripts' coordinates in µm?",
+            )
         if "z" in columns:
             rows["location"][:, 2] = np.nan_to_num(floats(batch, "z"))
-        rows["gene"] = column[genes.encode(batch.column(gene), np.ones(len(place), bool))]
-        qv = np.full(len(place), _QV) if "qv" not in columns else floats(batch, "qv")
-        rows["qv"] = np.where(np.isfinite(qv), qv, _QV)
+        rows["gene"] = genes.encode(batch.column(gene), np.ones(n, bool)) + 1
+        if "qv" in columns:
+            qv = floats(batch, "qv")
+            rows["qv"] = np.where(np.isfinite(qv), qv, _QV)
+        else:
+            rows["qv"] = _QV
         rows["valid"] = bools(batch, "passes_qv") if "passes_qv" in columns else rows["qv"] >= MIN_QV
-        rows["id"] = np.arange(first, first + len(place), dtype=np.uint64)
-        if "transcript_id" in columns:
-            ids = batch.column("transcript_id").to_numpy()
-            if ids.dtype.kind in "iu":
-                rows["id"] = ids.astype(np.uint64)
-        first += len(place)
-        if not inside.all():
-            rows, place = rows[inside], place[inside]
-        rows["tile"] = tile_code(*(place // TILE_UM).astype(np.int64).T)
-        yield rows
+        ids = batch.column("transcript_id").to_numpy() if "transcript_id" in columns else np.zeros(0)
+        rows["id"] = ids if ids.dtype.kind in "iu" else np.arange(first, first + n, dtype=np.uint64)
+        first += n
+        control = bools(batch, "is_control") if "is_control" in columns else np.zeros(n, bool)
+        if n_inside < n:
+            inside = rows["tile"] != _OUTSIDE
+            rows, control = rows[inside], control[inside]
+        yield rows, control, n - n_inside
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill(x, y, matrix, location, tile):
+    """Places in the viewer and their tiles, `_OUTSIDE` for those left of or above it; how many are inside, how far."""
+    n_inside, highest = 0, 0.0
+    for i in range(x.size):
+        px = np.float32(matrix[0, 0] * x[i] + matrix[0, 1] * y[i] + matrix[0, 2])
+        py = np.float32(matrix[1, 0] * x[i] + matrix[1, 1] * y[i] + matrix[1, 2])
+        location[i, 0], location[i, 1] = px, py
+        if not (px >= 0 and py >= 0 and px < np.inf and py < np.inf):
+            tile[i] = _OUTSIDE
+            continue
+        n_inside += 1
+        highest = max(highest, px, py)
+        if highest > FARTHEST_UM:
+            break
+        a, b = np.uint32(px / TILE_UM), np.uint32(py / TILE_UM)
+        code = np.uint32(0)
+        for bit in range(10):  # of `FARTHEST_UM`
+            code |= ((a >> bit) & np.uint32(1)) << np.uint32(2 * bit)
+            code |= ((b >> bit) & np.uint32(1)) << np.uint32(2 * bit + 1)
+        tile[i] = code
+    return n_inside, highest
 
 
 # --- writing
@@ -407,7 +429,7 @@ def _write_tiles(
         store.array(f"{base}/valid", here["valid"][:, None])
         store.array(f"{base}/status", ones)
         store.array(f"{base}/location", here["location"])
-        store.array(f"{base}/gene_identity", here["gene"][:, None])
+        store.array(f"{base}/gene_identity", codeword[:, :1])
         store.array(f"{base}/quality_score", here["qv"][:, None])
         store.array(f"{base}/codeword_identity", codeword)
         store.array(f"{base}/uuid", number)
@@ -430,23 +452,16 @@ class _Density:
         self.columns, self.rows, self.n_genes = int(columns), int(rows), len(by_gene)
         columns, rows = ((found.high - self.origin) // METRICS_UM).astype(np.int64) + 2
         self.metrics = np.zeros((int(rows), int(columns), 4), np.float32)
-        self._of_probes, self._of_codewords = category[:, 1], category[:, 2]
+        # Channels of the metrics: all, decoded (again all), and two kinds of controls.
+        self._kind = np.where(category[:, 1], 2, np.where(category[:, 2], 3, 0))
         bounds = bounds_of(np.arange(len(by_gene)), by_gene, budget // (_COPIES * 8))
         self._keys = Buckets(path.parent, f"{path.name}.density", bounds * self.rows * self.columns, np.dtype("<i8"))
 
     def add(self, rows: NDArray) -> None:
         """Count a batch."""
-        gene, place = rows["gene"].astype(np.int64), rows["location"][:, :2] - self.origin
-        x, y = np.maximum(place // DENSITY_UM, 0).astype(np.int64).T
-        keys = (gene * self.rows + y) * self.columns + x
+        keys = np.empty(len(rows), np.int64)
+        _count(rows["gene"], rows["location"], self.origin, self.rows, self.columns, self._kind, keys, self.metrics)
         self._keys.add(keys, keys)
-        high, wide, _ = self.metrics.shape
-        x, y = np.maximum(place // METRICS_UM, 0).astype(np.int64).T
-        square = y * wide + x
-        for channel, mine in enumerate((None, self._of_probes[gene], self._of_codewords[gene])):
-            counts = np.bincount(square if mine is None else square[mine], minlength=high * wide).reshape(high, wide)
-            for k in (0, 1) if channel == 0 else (channel + 1,):  # all of them are decoded
-                self.metrics[:, :, k] += counts
 
     def write(self, store: ZarrZip, genes: list[str]) -> None:
         """Write both, gene by gene."""
@@ -483,3 +498,16 @@ class _Density:
     def close(self) -> None:
         """Remove what lies on disk."""
         self._keys.close()
+
+
+@numba.njit(cache=True, nogil=True)
+def _count(gene, location, origin, rows, columns, kind, keys, metrics):
+    """The square and gene of each transcript as one number, and its square's counts of the metrics."""
+    for i in range(gene.size):
+        x, y = location[i, 0] - origin[0], location[i, 1] - origin[1]
+        keys[i] = (np.int64(gene[i]) * rows + np.int64(y / DENSITY_UM)) * columns + np.int64(x / DENSITY_UM)
+        p, q = np.int64(y / METRICS_UM), np.int64(x / METRICS_UM)
+        metrics[p, q, 0] += 1
+        metrics[p, q, 1] += 1
+        if kind[gene[i]]:
+            metrics[p, q, kind[gene[i]]] += 1
