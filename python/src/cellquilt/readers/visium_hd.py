@@ -159,8 +159,8 @@ def _pixel_size(
     if said is not None and abs(measured * to_main / said - 1) > 0.01:
         _warn(
             slide,
-            f"{name}: microns_per_pixel is {said:g}, but bins of {bin_um} µm are {bin_um / (measured * to_main):.4g} pixels "
-            f"wide: taking {measured * to_main:g}",
+            f"{name}: microns_per_pixel is {said:g}, but bins of {bin_um} µm are "
+            f"{bin_um / (measured * to_main):.4g} pixels wide: taking {measured * to_main:g}",
         )
     if given is not None and abs(measured / given - 1) > 0.01:
         _warn(slide, f"{name}: pixel_size_um is {given:g}, by the bins it is {measured:g}; taking {given:g}")
@@ -563,7 +563,9 @@ class _VendorCells:
             table = read_prior_cells(self._folder / file, self._transforms)
             numbers = table.columns["entity_id"].astype(np.int64)
         except (CellquiltError, ValueError) as error:
-            what = error.message if isinstance(error, CellquiltError) else "its cell_id are no whole numbers"
+            what = "its cell_id are no whole numbers"
+            if isinstance(error, CellquiltError):
+                what = error.message.replace(str(self._folder / file), file)
             raise CellquiltError(
                 "visium-hd-cells", f"{name}: {what}", f"{_COPY}, or leave {SEGMENTED} out of the folder"
             ) from error
