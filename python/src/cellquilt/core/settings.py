@@ -89,12 +89,13 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "stats": ("Spatial statistics of a slide's cells", ("stats",)),
     "report": ("Quality control and reports", ("report", "compare")),
     "export": ("Files for other programs", ("export",)),
+    "explorer": ("Xenium Explorer", ("explorer",)),
     "resources": (
         "Limits",
         (
             *("convert", "tissue", "patchify", "segment", "resolve"),
             *("patchify_transcripts", "segment_transcripts", "resolve_transcripts", "aggregate", "compare", "report"),
-            *("export", "domains_prepare", "domains_train", "domains_embed", "domains_assign"),
+            *("export", "explorer", "domains_prepare", "domains_train", "domains_embed", "domains_assign"),
             *("stats", "cluster", "annotate", "split"),
         ),
     ),
@@ -388,6 +389,13 @@ SETTINGS: tuple[Setting, ...] = (
         "fullres",
         "Image of a Visium HD slide: the microscope's, Space Ranger's small one (hires), or none.",
         choices=("fullres", "hires", "none"),
+    ),
+    Setting(
+        "visium_hd_transcripts",
+        "convert",
+        "bool",
+        False,
+        "Write each count of a Visium HD slide as a transcript in its bin, too: for proseg and baysor.",
     ),
     Setting(
         "fullres_image",
@@ -1431,6 +1439,41 @@ SETTINGS: tuple[Setting, ...] = (
         keyword="formats",
         choices=EXPORTS,
     ),
+    # --- explorer
+    Setting(
+        "explorer",
+        "explorer",
+        "bool",
+        True,
+        "Write each slide as a folder for Xenium Explorer.",
+    ),
+    Setting(
+        "explorer_compression",
+        "explorer",
+        "str",
+        "deflate",
+        "Compression of the folder's image; jpeg2000 is smaller and takes many times as long.",
+        keyword="compression",
+        choices=("deflate", "jpeg2000"),
+    ),
+    Setting(
+        "explorer_max_vertices",
+        "explorer",
+        "int",
+        25,
+        "Most corners of a polygon in the viewer, the first repeated as last.",
+        keyword="max_vertices",
+        minimum=5,
+        maximum=255,
+    ),
+    Setting(
+        "explorer_tables",
+        "explorer",
+        "bool",
+        False,
+        "Write the tables of a Xenium bundle too (Parquet), for programs that read bundles.",
+        keyword="tables",
+    ),
     # --- resources
     Setting(
         "memory_mb",
@@ -1460,7 +1503,12 @@ PRESETS: dict[str, dict[str, Value]] = {
     "hyperion": {"pixel_size_um": 1.0},
     "merscope": {"z": "middle", "min_transcripts": 10},
     "molecular_cartography": {"pixel_size_um": 0.138, "min_transcripts": 10},
-    "visium_hd": {"segmentation": "stardist", "min_transcripts": 20},
+    "visium_hd": {
+        "segmentation": "stardist",
+        "stardist_model_type": "2D_versatile_he",
+        "normalize_high": 99.8,
+        "min_transcripts": 20,
+    },
     "xenium": {"min_qv": 20.0, "min_transcripts": 10},
 }
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from cellquilt.core.log import LOG
 from cellquilt.core.shapes import ShapesTable
 from cellquilt.core.store import Store
 from cellquilt.core.transforms import GLOBAL, MICRONS, Affine, apply, identity, length_scale, scale
-from cellquilt.readers.base import ImageSource, Reader, Request, Slide
+from cellquilt.readers.base import ImageSource, PointsSource, Reader, Request, Slide
 from cellquilt.readers.picture import SUFFIXES, Picture
 from cellquilt.readers.prior_cells import read_prior_cells
 from cellquilt.readers.tiff import TiffImage, sniff
@@ -36,7 +37,7 @@ from cellquilt.readers.vendor_table import TABLE, Pairing, pair, write_vendor_ta
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-IMAGE, CELLS, NUCLEI = "tissue", "vendor_cells", "vendor_nuclei"
+IMAGE, TRANSCRIPTS, CELLS, NUCLEI = "tissue", "transcripts", "vendor_cells", "vendor_nuclei"
 BINNED, SEGMENTED, MICROSCOPE = "binned_outputs", "segmented_outputs", "microscope_image"
 POSITIONS, SCALES = "tissue_positions.parquet", "scalefactors_json.json"
 _COUNTS = {"filtered": "filtered_feature_bc_matrix.h5", "raw": "raw_feature_bc_matrix.h5"}
@@ -79,7 +80,10 @@ def open_visium_hd(request: Request) -> Slide:
     counts = place / _COUNTS[str(settings["visium_hd_counts"])]
     matrix = Matrix(counts, f"{name}/{counts.name}")
     memory = int(settings["memory_mb"])
-    slide.tables[BINS] = lambda store, _: _write_bins(store, matrix, bin_um, positions.shape, transforms, memory)
+    binned = _Binned(matrix, bin_um, positions.shape, transforms, memory)
+    slide.tables[BINS] = binned.write
+    if settings["visium_hd_transcripts"]:
+        slide.points[TRANSCRIPTS] = binned.transcripts()
     slide.inputs += [counts, positions.path, place / "spatial" / SCALES]
     slide.facts.update({"bin_um": bin_um, "visium_hd_counts": str(settings["visium_hd_counts"])})
     _add_cells(request, slide, {GLOBAL: scale(to_main), MICRONS: scale(pixel * to_main)}, memory)
@@ -437,6 +441,7 @@ class Matrix:
             )
         with self._opened() as group:
             self.n_genes, self.n_rows = (int(size) for size in group["shape"][:])
+            self.n_entries = int(group["data"].shape[0])
             parts = {name: group[name].shape for name in ("barcodes", "data", "indices", "indptr", "features/name")}
             expected = {"barcodes": (self.n_rows,), "indptr": (self.n_rows + 1,), "features/name": (self.n_genes,)}
             wrong = next((name for name, shape in expected.items() if parts[name] != shape), None)
@@ -507,27 +512,79 @@ def _text(value: bytes | str) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _write_bins(
-    store: Store, matrix: Matrix, bin_um: int, shape: tuple[int, int], transforms: dict[str, Affine], memory_mb: int
-) -> int:
-    rows, columns = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
-    for names in matrix.barcodes():
-        length = names.dtype.itemsize
-        places = bin_places(np.ascontiguousarray(names).view(np.uint8).reshape(len(names), length), bin_um)
-        if places is None or places[0].max(initial=0) >= shape[0] or places[1].max(initial=0) >= shape[1]:
-            raise CellquiltError(
-                "visium-hd-counts",
-                f"{matrix.name} has bins that are not on the grid of {shape[0]} × {shape[1]} bins of {bin_um} µm; the "
-                f"first of the block is {_text(names[0])}",
-                "give matrix and tissue_positions.parquet of one folder",
-            )
-        rows.append(places[0])
-        columns.append(places[1])
-    row, column = np.concatenate(rows), np.concatenate(columns)
-    if np.unique(row.astype(np.int64) * shape[1] + column).size < row.size:
-        raise CellquiltError("visium-hd-counts", f"{matrix.name} has two columns of one bin", _COPY)
-    write_bins(store, row, column, matrix.genes(), matrix.blocks(memory_mb), transforms, shape)
-    return row.size
+class _Binned:
+    """A matrix of bins and where each of them lies."""
+
+    def __init__(
+        self, matrix: Matrix, bin_um: int, shape: tuple[int, int], transforms: dict[str, Affine], memory_mb: int
+    ) -> None:
+        self._matrix, self._bin_um, self._shape = matrix, bin_um, shape
+        self._transforms, self._memory = transforms, memory_mb
+
+    def _places(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Row and column of each bin."""
+        matrix, shape = self._matrix, self._shape
+        rows, columns = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+        for names in matrix.barcodes():
+            length = names.dtype.itemsize
+            places = bin_places(np.ascontiguousarray(names).view(np.uint8).reshape(len(names), length), self._bin_um)
+            if places is None or places[0].max(initial=0) >= shape[0] or places[1].max(initial=0) >= shape[1]:
+                raise CellquiltError(
+                    "visium-hd-counts",
+                    f"{matrix.name} has bins that are not on the grid of {shape[0]} × {shape[1]} bins of {self._bin_um} "
+                    f"µm; the first of the block is {_text(names[0])}",
+                    f"give matrix and {POSITIONS} of one folder",
+                )
+            rows.append(places[0])
+            columns.append(places[1])
+        row, column = np.concatenate(rows), np.concatenate(columns)
+        if np.unique(row.astype(np.int64) * shape[1] + column).size < row.size:
+            raise CellquiltError("visium-hd-counts", f"{matrix.name} has two columns of one bin", _COPY)
+        return row, column
+
+    def write(self, store: Store, _: str) -> int:
+        """Write the table and its labels."""
+        row, column = self._places()
+        genes, blocks = self._matrix.genes(), self._matrix.blocks(self._memory)
+        write_bins(store, row, column, genes, blocks, self._transforms, self._shape)
+        return row.size
+
+    def transcripts(self) -> PointsSource:
+        """Each count as a transcript in the centre of its bin, for methods that take nothing else."""
+        to_um = self._transforms[MICRONS]
+        to_main = self._transforms[GLOBAL] @ np.linalg.inv(to_um)
+        return PointsSource({MICRONS: identity(), GLOBAL: to_main}, self._batches, lambda: self._matrix.n_entries)
+
+    def _batches(self) -> Iterator[pa.Table]:
+        row, column = self._places()
+        xy = apply(self._transforms[MICRONS], np.column_stack([column, row]) + 0.5)
+        genes = pa.array(self._matrix.genes(), pa.string())
+        first = done = 0
+        for block in self._matrix.blocks(self._memory):
+            bins = np.repeat(np.arange(first, first + block.shape[0]), np.diff(block.indptr))
+            until = np.cumsum(block.data, dtype=np.int64)
+            # An entry is never cut: at most so many transcripts and one entry's.
+            cuts = np.searchsorted(until, np.arange(0, until[-1] if until.size else 0, _BATCH_ROWS), side="right")
+            for a, b in pairwise([*np.unique(cuts).tolist(), until.size]):
+                counts = block.data[a:b]
+                n = int(counts.sum())
+                of = np.repeat(bins[a:b], counts)
+                code = np.repeat(block.indices[a:b], counts).astype(np.int32)
+                yield pa.table(
+                    {
+                        "x": xy[of, 0],
+                        "y": xy[of, 1],
+                        "gene": pa.DictionaryArray.from_arrays(pa.array(code), genes),
+                        "transcript_id": np.arange(done, done + n, dtype=np.uint64),
+                        "is_control": np.zeros(n, dtype=bool),
+                        "passes_qv": np.ones(n, dtype=bool),
+                        "bin_id": of + 1,
+                    }
+                )
+                done += n
+            first += block.shape[0]
+        if not done:
+            raise CellquiltError("visium-hd-counts", f"{self._matrix.name} has no counts", _COPY)
 
 
 # --- the machine's cells
