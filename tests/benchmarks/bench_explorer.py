@@ -144,7 +144,8 @@ def finish(result: Path, sizes: dict[str, Any], folder: Path, tool: str) -> dict
             line[name] = root.attrs[found]
     if (path := result / "cell_feature_matrix.zarr.zip").exists():
         root = zarr.open_group(zarr.storage.ZipStore(path, mode="r", read_only=True), mode="r")
-        line["entries"] = root["cell_features/data"].shape[0]
+        # Without the row of totals, the last one: sopa's has sums of genes, where sums of cells belong.
+        line["entries"] = int(root["cell_features/indptr"][-2])
         line["sum"] = int(root["cell_features/data"][:].sum())
     (folder / f"{tool}.json").write_text(json.dumps(line))
     shutil.rmtree(result)

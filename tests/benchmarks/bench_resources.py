@@ -82,6 +82,7 @@ MODELS = {
     "COMPARE": Model(("transcripts",), ("transcripts", "cells"), known=_CELLS),
     "REPORT": Model(("transcripts",), ("transcripts", "cells"), known=_CELLS),
     "EXPORT": Model(("transcripts",), ("transcripts", "cells"), known=_CELLS),
+    "EXPLORER": Model(("transcripts",), ("pixels", "transcripts", "cells"), known=_CELLS),
     "PREVIEW": Model(("pixels",), ("pixels",)),
     "DOMAINS_PREPARE": Model((), ("cells",), known=_CELLS),
     "DOMAINS_TRAIN": Model((), ("cells",), ("cells",)),
@@ -318,6 +319,7 @@ def image_slide(
     if not transcripts:
         return None
     bench.task("EXPORT", "export", store, "--output", work / "exports", inputs=[store], export="vpt,qupath")
+    bench.task("EXPLORER", "explorer", store, "--output", work / "explorer", inputs=[store])
     for method, stage in (("cellpose", "cellpose3"), ("stardist", "stardist")) if engines else ():
         bundles = work / f"{method}_bundles"
         subprocess.run(

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/explorer_layout.py STORE FOLDER OUTPUT.json     # with a Python that has sopa 2.2.11
 
-STORE is a published store of ours; sopa writes it to FOLDER. The result is kept in tests/data, where a test compares our
-folder of the same slide with it, field by field; docs/explorer.md explains what differs.
+STORE is a published store of ours; sopa writes it to FOLDER. The result is kept in tests/data, where a test compares
+our folder of the same slide with it, field by field; docs/explorer.md explains what differs. The slide is that of
+tests/unit/test_explorer.py.
 """
 
 import json

@@ -171,9 +171,7 @@ class ZarrZipFile:
                 continue
             data = self._zip.read(name)
             values = np.frombuffer(codec.decode(data) if codec is not None else data, dtype).reshape(chunks)
-            window = tuple(
-                slice(i * chunk, min((i + 1) * chunk, size))
-                for i, chunk, size in zip(place, chunks, shape, strict=True)
-            )
+            sides = zip(place, chunks, shape, strict=True)
+            window = tuple(slice(k * chunk, min((k + 1) * chunk, size)) for k, chunk, size in sides)
             out[window] = values[tuple(slice(part.stop - part.start) for part in window)]
         return out

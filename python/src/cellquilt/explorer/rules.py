@@ -90,10 +90,8 @@ class _Check:
         if (summary[:, 2] < 0).any() or (summary[:, 5] < 0).any():
             yield f"{CELLS}: cell_summary holds an area below 0"
         for key, name in enumerate(attrs["polygon_set_names"]):
-            cell, vertices, n_vertices, method = (
-                root.array(f"polygon_sets/{key}/{part}")
-                for part in ("cell_index", "vertices", "num_vertices", "method")
-            )
+            parts = ("cell_index", "vertices", "num_vertices", "method")
+            cell, vertices, n_vertices, method = (root.array(f"polygon_sets/{key}/{part}") for part in parts)
             self.found["nuclei" if name == "nucleus" else f"{name}_polygons"] = len(cell)
             if not len(cell) == len(vertices) == len(n_vertices) == len(method):
                 yield f"{CELLS}: the arrays of polygon_sets/{key} ({name}) are not of one length"

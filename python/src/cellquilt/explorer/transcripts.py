@@ -102,8 +102,8 @@ class _Survey:
                 continue
             place = rows["location"]
             for axis in (0, 1):
-                self.low[axis] = min(self.low[axis], place[:, axis].min())
-                self.high[axis] = max(self.high[axis], place[:, axis].max())
+                self.low[axis] = min(float(place[:, axis].min()), float(self.low[axis]))
+                self.high[axis] = max(float(place[:, axis].max()), float(self.high[axis]))
             tile, n = _distinct(rows["tile"])
             tiles.append(tile)
             counts.append(n)
