@@ -1,4 +1,4 @@
-"""The simulator's folders of protein machines and Molecular Cartography: same bytes again, same content in any tiling."""
+"""The simulator's folders of protein machines and Molecular Cartography: same bytes again, the same in any tiling."""
 
 from pathlib import Path
 
