@@ -2,6 +2,8 @@
 
 include { SLIDE_TO_CELLS } from './subworkflows/slide_to_cells'
 include { PREVIEW_SLIDES } from './subworkflows/preview_slides'
+include { SPLIT_REGIONS  } from './subworkflows/split_regions'
+include { CELL_TYPES     } from './subworkflows/cell_types'
 include { DOMAINS        } from './subworkflows/domains'
 include { PUBLISH_SLIDES } from './subworkflows/publish_slides'
 include { COHORT         } from './subworkflows/cohort'
@@ -19,15 +21,15 @@ workflow {
     //           methods: ['cellpose', 'vendor'], images: ['cellpose', 'vendor'],
     //           by_method: [cellpose: [engine: 'cellpose3', weights: [], settings: [resolve: '{"expand_um": …}', …]], …]]
     slides = Inputs.slides(params, projectDir, workflow.launchDir).collectEntries { slide -> [slide.id, slide] }
-    Disk.check(slides.values(), params, workflow)
+    Disk.check(slides.values().findAll { slide -> !slide.parent }, params, workflow)
     if (!params.estimate) {
         Run.begin(params, slides, workflow)
     }
 
-    // One item a slide: [[id: 'liver_1'], machine's folder or image, transcript table or [], prior cells or []]
+    // One item a slide: [[id: 'liver_1'], machine's folder or image, transcript table or [], prior cells or [], regions or []]
     slides_ch = channel
-        .fromList(slides.findAll { _id, slide -> !slide.is_table }.values())
-        .map { slide -> [[id: slide.id], slide.path, slide.transcripts, slide.prior_cells] }
+        .fromList(slides.findAll { _id, slide -> !slide.is_table && !slide.parent }.values())
+        .map { slide -> [[id: slide.id], slide.path, slide.transcripts, slide.prior_cells, slide.regions] }
     // Cells that were found elsewhere: [[id: 'liver_2'], cells.h5ad]
     tables_ch = channel
         .fromList(slides.findAll { _id, slide -> slide.is_table }.values())
@@ -43,19 +45,22 @@ workflow {
         PREVIEW_SLIDES(slides_ch, slides)
     }
     else {
-        cells = SLIDE_TO_CELLS(slides_ch, slides)
+        whole = SLIDE_TO_CELLS(slides_ch, slides)
+        // From here on a slide's regions are slides, too; what is found of cells is found in them alone.
+        cells = SPLIT_REGIONS(whole.parts, whole.tables, whole.compared, slides)
         // One item a slide, as soon as the whole cohort's domains are known, or at once if none are wanted.
-        domains_ch = cells.tables.map { meta, _table -> [meta, [], []] }
+        domains_ch = cells.parts.map { meta, _parts -> [meta, [], []] }
         (about_ch, model_ch) = [channel.empty(), channel.empty()]
         if (params.domains != 'none') {
             with_raw_ch = cells.tables
                 .join(cells.parts.map { meta, parts -> [meta, parts[0]] })
                 .mix(tables_ch.map { meta, table -> [meta, table, []] })
             found = DOMAINS(with_raw_ch, slides, params.domains)
-            (domains_ch, about_ch, model_ch) = [found.domains, found.about, found.model]
+            (domains_ch, about_ch, model_ch) = [found.domains.mix(cells.split.map { meta, _columns -> [meta, [], []] }), found.about, found.model]
         }
-        published = PUBLISH_SLIDES(cells.parts, cells.compared, tables_ch, domains_ch, slides)
-        COHORT(published.qcs, published.with_domains, about_ch, model_ch, slides)
+        columns_ch = CELL_TYPES(cells.tables, slides).columns.mix(cells.split)
+        published = PUBLISH_SLIDES(cells.parts, cells.compared, tables_ch, domains_ch, columns_ch, slides)
+        COHORT(published.qcs, published.with_domains, published.stats, about_ch, model_ch, slides)
     }
 
     // What made the results, as every task says of itself.

@@ -76,11 +76,11 @@ class Inputs {
     /**
      * The slides of the run; where anything is wrong, all mistakes in one message and the end of the run.
      *
-     * @return one map a slide: [id, technology, is_table, path, transcripts, prior_cells, he_image, he_matrix, truth, source, metadata,
+     * @return one map a slide, and one a region of it, whose parent it is: [id, parent, technology, is_table, path, transcripts, prior_cells, he_image, he_matrix, regions, truth, source, metadata,
      *     compare_markers, …, domains_model, methods, images, by_method, settings, weights]. Files that are not given are
      *     []. A table is one of cells that were found elsewhere. Methods are those whose cells
      *     are published, the chosen one first ('cellpose+proseg', 'vendor', …); images those that segment the image, each
-     *     once ('cellpose', 'vendor'); exports the programs to write the cells for; by_method says of all of them [image, engine, molecules, settings, weights]:
+     *     once ('cellpose', 'vendor'); exports the programs to write the cells for; explorer whether to write the viewer's folder; by_method says of all of them [image, engine, molecules, settings, weights]:
      *     what segments the image ('cellpose', its engine 'cellpose3') and what the transcripts, '' where nothing does, and
      *     stage → JSON of all settings that the stage depends on. The slide's own settings and weights are those of the chosen method.
      */
@@ -113,7 +113,9 @@ class Inputs {
         def brought = { name -> (known.presets[name] ?: [:]).findAll { key, _value -> params[key] == null } }
         effective = values + brought(values.preset)
         def sheetFolder = (launchDir as Path).resolve(params.input.toString()).toAbsolutePath().parent
-        def slides = rows.collect { row ->
+        def ids = rows.collectEntries { row -> [row.sample, row.sample] }
+        def ofRegions = []
+        def slides = rows.collectMany { row ->
             def own = values + brought(row.overrides.preset ?: values.preset) + row.overrides
             // A folder that tasks write to, wherever they run.
             if (own.domains_checkpoints) own.domains_checkpoints = (launchDir as Path).resolve(own.domains_checkpoints).normalize().toString()
@@ -125,8 +127,11 @@ class Inputs {
             if (row.technology in schema.items.properties.technology.tables) notOfTable(row, own, errors)
             else notOfSlide(row, own, known.transcript_methods, schema, errors)
             notOfImage(row, own, errors)
-            slide(row, own, known, weights, row.technology in schema.items.properties.technology.tables) + files
+            notOfTypes(row, own, errors)
+            def whole = slide(row, own, known, weights, row.technology in schema.items.properties.technology.tables) + files
+            own.preview ? [whole] : [whole] + regions(row, whole, ids, ofRegions)
         }
+        errors.addAll(ofRegions)
         return errors ? [] : slides
     }
 
@@ -522,7 +527,7 @@ class Inputs {
     private static void missingEnvironments(Collection<Map> slides, Path projectDir, List<Map> errors) {
         def engines = slides.collectMany { slide -> slide.is_table ? [] : slide.by_method.values()*.engine }
         def needed = ['core'] + engines.findAll { engine -> engine in ['cellpose3', 'cellpose4', 'stardist'] }.toUnique().toSorted()
-        if (effective.domains != 'none') needed << 'domains'
+        if (effective.domains != 'none' || slides.any { slide -> slide.clusters || slide.annotates }) needed << 'domains'
         def process = Global.session.config.process ?: [:]
         if (process.any { key, of -> key.toString().startsWith('withLabel:env_') && (of.container || !(of.beforeScript instanceof Closure)) }) return
         def missing = needed.findAll { name -> !Files.isDirectory(projectDir.resolve(".venv/${name}/bin")) }
@@ -579,6 +584,9 @@ class Inputs {
         if (!suffixes.any { suffix -> name.toLowerCase().endsWith(suffix) }) {
             errors << error('table-suffix', "${where}: path is ${name}; technology ${row.technology} is read from ${suffixes.join(' or ')}", 'convert it first')
         }
+        if (row.files.regions) {
+            errors << error('regions-table', "${where}: technology ${row.technology} is a table, and regions split slides", 'leave regions empty')
+        }
         if (own.preview) {
             errors << error('table-preview', "${where}: technology ${row.technology} has nothing to preview", 'leave it out of the sheet, or leave preview out')
         }
@@ -595,6 +603,75 @@ class Inputs {
         }
         if (own.domains != 'none' && own.domains_image_model && !row.files.he_image && !own.domains_image) {
             errors << error('domains-image-missing', "${where}: domains_image_model is to look at an image, and there is none", 'give he_image or domains_image in the sheet')
+        }
+    }
+
+    /**
+     * The slides that a slide's regions make, as core/regions.py names them: everything of the slide holds for them, but only
+     * the chosen method's cells are theirs, and nothing is exported. Outlines are looked at where the slide is read.
+     */
+    private static List<Map> regions(Map row, Map whole, Map<String, String> ids, List<Map> errors) {
+        if (!whole.regions || whole.is_table) return []
+        def where = "sample \"${row.sample}\""
+        def names = []
+        collectInto(errors, "${where}: ") { names = regionNames(row.files.regions).collect { slug -> regionSample(row.sample, slug) } }
+        names.each { name ->
+            if (name in ids) {
+                errors << error('sample-twice', "${where}: a region makes the sample \"${name}\", which sample \"${ids[name]}\" brings already", 'rename the region or the sample')
+            }
+            ids.putIfAbsent(name, row.sample)
+        }
+        def files = ['path', 'transcripts', 'prior_cells', 'he_image', 'he_matrix', 'regions', 'truth'].collectEntries { column -> [column, []] }
+        return names.collect { name -> whole + files + [id: name, parent: whole.id, methods: whole.methods.take(1), exports: []] }
+    }
+
+    /** As `read_features` in Python: of each region, what of its name can be part of a sample's. */
+    private static List<String> regionNames(Path file) {
+        def name = file.fileName
+        def hint = 'export it from QuPath, or from Xenium Explorer, as GeoJSON'
+        def found = null
+        try {
+            found = new JsonSlurper().parseText(new String(Files.readAllBytes(file), StandardCharsets.UTF_8).replaceFirst(/^\uFEFF/, ''))
+        }
+        catch (Exception ignored) {
+            fail('regions-unreadable', "${name} is no GeoJSON", hint)
+        }
+        if (found instanceof Map) found = found.containsKey('features') ? found.features : [found]
+        if (!(found instanceof List) || !found.every { one -> one instanceof Map && one.containsKey('geometry') }) fail('regions-unreadable', "${name} is no GeoJSON", hint)
+        if (!found) fail('regions-empty', "${name} has no regions", hint)
+        def known = [:]
+        return found.withIndex(1).collect { one, number ->
+            def about = one.properties instanceof Map ? one.properties : [:]
+            def called = (about.name ?: (about.classification instanceof Map ? about.classification.name : null) ?: '').toString().trim()
+            def slug = called.replaceAll(/[^A-Za-z0-9.-]+/, '_').replaceAll(/^_+|_+\$/, '')
+            if (!slug) fail('regions-name', "${name}: region ${number} has no name of letters and digits", 'name each region')
+            if (slug.toLowerCase() in known) {
+                fail('regions-twice', "${name}: two regions are called \"${known[slug.toLowerCase()]}\" and \"${called}\"", 'give each region a name of its own')
+            }
+            known[slug.toLowerCase()] = called
+            slug
+        }
+    }
+
+    private static String regionSample(String sample, String slug) {
+        def name = "${sample}_${slug}".toString()
+        if (name.length() > 64) {
+            fail('regions-name', "with the region's name \"${slug}\" it has ${name.length()} letters", 'shorten one of them: 64 are the most')
+        }
+        return name
+    }
+
+    /** What is asked of cell types and cannot be had. */
+    private static void notOfTypes(Map row, Map own, List<Map> errors) {
+        def where = "sample \"${row.sample}\""
+        if (own.domains != 'none' && own.domains_image_model && row.files.he_image && row.files.regions) {
+            errors << error('regions-he-image', "${where}: domains_image_model is to look at he_image, and the slide is split into regions", 'leave one of them out')
+        }
+        if (own.annotate_markers && own.annotate_reference) {
+            errors << error('annotate-both', "${where}: annotate_markers and annotate_reference both name cells", 'leave one of them out')
+        }
+        if (own.annotate_reference && !own.annotate_label) {
+            errors << error('annotate-label', "${where}: annotate_reference is given, and annotate_label names no column of it", 'name the column with the cell types')
         }
     }
 
@@ -641,9 +718,10 @@ class Inputs {
             def engine = image == 'cellpose' ? "cellpose${own.cellpose_generation}".toString() : image
             [method, [image: image, engine: engine, molecules: molecules, settings: settings, weights: weights(image)]]
         }
-        def files = ['path', 'transcripts', 'prior_cells', 'he_image', 'he_matrix', 'truth'].collectEntries { column -> [column, row.files[column] ?: []] }
-        return [id: row.sample, technology: row.technology, is_table: isTable] + files + [source: row.source, metadata: row.metadata] +
-            [methods: methods, images: images, by_method: byMethod, exports: own.export ?: [], domains: own.domains, looks_at_image: own.domains_image_model as boolean] +
+        def files = ['path', 'transcripts', 'prior_cells', 'he_image', 'he_matrix', 'regions', 'truth'].collectEntries { column -> [column, row.files[column] ?: []] }
+        return [id: row.sample, parent: '', technology: row.technology, is_table: isTable] + files + [source: row.source, metadata: row.metadata] +
+            [methods: methods, images: images, by_method: byMethod, exports: own.export ?: [], explorer: own.explorer as boolean, clusters: own.cluster as boolean,
+             annotates: (own.annotate_markers || own.annotate_reference) as boolean, domains: own.domains, looks_at_image: own.domains_image_model as boolean] +
             byMethod[methods[0]].subMap(['settings', 'weights'])
     }
 

@@ -87,9 +87,9 @@ class Run {
 
     /** What tasks publish, as far as it is there, and nothing that somebody else put beside it. */
     private static List<Path> published() {
-        def ofSlide = ['qc.json', 'report.html', 'preview.html', 'exports', 'comparison.json', 'comparison.tsv']
+        def ofSlide = ['qc.json', 'report.html', 'preview.html', 'exports', 'explorer', 'comparison.json', 'comparison.tsv', 'cluster_markers.tsv', 'stats']
         def names = slides.keySet().collectMany { id -> (ofSlide + ["${id}.zarr", "${id}.h5ad"]).collect { name -> "${id}/${name}" } }
-        names += ['cohort/domains', 'cohort/report.html', 'cohort/stats', 'multiqc/cellquilt_samples_mqc.tsv']
+        names += ['cohort/domains', 'cohort/report.html', 'cohort/spatial.html', 'cohort/stats', 'multiqc/cellquilt_samples_mqc.tsv']
         names += ['samples.tsv', 'pipeline_info/checksums.tsv']
         return names.collect { name -> folder.resolve(name.toString()) }.findAll { path -> Files.exists(path, LinkOption.NOFOLLOW_LINKS) }
     }
@@ -145,13 +145,17 @@ class Run {
         def failed = slides.values().findAll { slide -> !(slide.id in done) }.collectEntries { slide ->
             [slide.id, [status: 'failed'] + failure(slide, tasks, workflow)]
         }
-        // A compared method, an export, or domains that do not come through leave their slide done.
+        // A compared method, an export, domains or cell types that do not come through leave their slide done.
         def lacking = slides.values().findAll { slide -> slide.id in done && failedTasks(slide, tasks) }.collectEntries { slide ->
             def failure = failure(slide, tasks, workflow)
             def methods = failedTasks(slide, tasks).collect { task -> task.tag.tokenize(':')[1] }.findAll().unique()
             def lacks = "${methods.join(', ') ?: 'methods'} not compared"
             if (failure.stage == 'EXPORT') lacks = 'not exported'
+            if (failure.stage == 'EXPLORER') lacks = 'no folder for Xenium Explorer'
             if (failure.stage.startsWith('DOMAINS_')) lacks = 'domains missing'
+            def others = [CLUSTER: 'not clustered', ANNOTATE: 'cell types missing', SPLIT: 'not split into regions']
+            lacks = others[failure.stage] ?: lacks
+            if (failure.stage == 'STATS') lacks = 'not measured in space'
             [slide.id, [status: 'done'] + failure + [cause: "${lacks}: ${failure.cause}".toString()]]
         }
         def samples = preview ? [] : byColumn(tsv(folder.resolve('samples.tsv'))).findAll { row -> row.sample in done }
@@ -169,6 +173,8 @@ class Run {
             if (failure.log) lines << "    log: ${failure.log}"
         }
         if (report) lines << "  no report of the cohort: ${found(report, workflow).cause}"
+        def space = tasks.find { task -> task.status == 'FAILED' && stage(task) == 'STATS_COHORT' }
+        if (space) lines << "  no spatial statistics of the cohort: ${found(space, workflow).cause}"
         if ((failed || lacking) && !preview && Files.isDirectory(folder)) {
             try {
                 recordFailures(folder.resolve('samples.tsv'), slides.keySet(), failed + lacking)
@@ -217,7 +223,9 @@ class Run {
      */
     private static List<Map<String, String>> failedTasks(Map slide, List<Map<String, String>> tasks) {
         def others = slide.methods.drop(1)
-        def own = tasks.findAll { task -> task.tag.tokenize(':')[0] == slide.id }
+        def of = { id -> tasks.findAll { task -> task.tag.tokenize(':')[0] == id } }
+        def own = of(slide.id)
+        if (!own && slide.parent) own = of(slide.parent) // a region that it never came to
         def ofCohort = tasks.findAll { task -> stage(task) in ['DOMAINS_TRAIN', 'DOMAINS_ASSIGN'] }
         def inCohort = own.any { task -> stage(task) == 'DOMAINS_PREPARE' && task.status in ['COMPLETED', 'CACHED'] }
         return (own + (inCohort ? ofCohort : []))

@@ -8,12 +8,12 @@ include { PREVIEW as PREVIEW_STARDIST } from '../modules/preview'
  */
 workflow PREVIEW_SLIDES {
     take:
-    slides_ch // [meta, machine's folder or image, transcript table or [], prior cells or []]
+    slides_ch // [meta, machine's folder or image, transcript table or [], prior cells or [], regions or []]
     slides // id → [settings: stage → JSON of what the stage depends on, weights: file or [], …]
 
     main:
     raw_ch = CONVERT(
-        slides_ch.map { meta, slide, transcripts, prior -> [meta, slides[meta.id].settings.convert, slide, transcripts, prior] }
+        slides_ch.map { meta, slide, transcripts, prior, regions -> [meta, slides[meta.id].settings.convert, slide, transcripts, prior, regions] }
     ).store // [meta, liver_1.raw.zarr]
 
     tissue_ch = TISSUE(

@@ -9,14 +9,14 @@ include { AGGREGATE            } from '../modules/aggregate'
  */
 workflow SLIDE_TO_CELLS {
     take:
-    slides_ch // [[id: 'liver_1'], machine's folder or image, transcript table or [], prior cells or []]
+    slides_ch // [[id: 'liver_1'], machine's folder or image, transcript table or [], prior cells or [], regions or []]
     slides // id → [methods: ['cellpose+proseg', 'vendor'], by_method: …, settings: stage → JSON of what it depends on, …]
 
     main:
     def of_slide = { meta, files -> [meta.subMap(['id']), files] }
 
     raw_ch = CONVERT(
-        slides_ch.map { meta, slide, transcripts, prior -> [meta, slides[meta.id].settings.convert, slide, transcripts, prior] }
+        slides_ch.map { meta, slide, transcripts, prior, regions -> [meta, slides[meta.id].settings.convert, slide, transcripts, prior, regions] }
     ).store // [meta, liver_1.raw.zarr]
 
     // By methods for the image, for the transcripts, or by chains of both: the cells of the first are the second's prior.

@@ -7,7 +7,7 @@ process ASSEMBLE {
     publishDir path: { "${params.outdir}/${meta.id}" }, mode: Disk.publishMode(params), saveAs: { name -> name == 'versions.yml' ? null : name }
 
     input:
-    tuple val(meta), val(settings), path(parts), path(compared, stageAs: 'compared/?/*'), path(domains), path(graph), path(thresholds, stageAs: 'thresholds/*')
+    tuple val(meta), val(settings), path(parts), path(compared, stageAs: 'compared/?/*'), path(domains), path(graph), path(columns), path(thresholds, stageAs: 'thresholds/*')
 
     output:
     tuple val(meta), path("${meta.id}.zarr", type: 'dir', arity: '1'), path('qc.json', arity: '1'), emit: store
@@ -16,8 +16,9 @@ process ASSEMBLE {
     script:
     def limits = thresholds ? "--qc-thresholds ${thresholds}" : ''
     def niches = [domains: domains, graph: graph].findAll { _name, file -> file }.collect { name, file -> "--${name} ${file}" }.join(' ')
+    def more = (columns instanceof List ? columns : [columns]).collect { file -> "--columns ${file}" }.join(' ')
     """
-    assemble.py ${parts} ${compared} ${niches} --output ${meta.id}.zarr --qc qc.json ${limits} --settings '${settings}'
+    assemble.py ${parts} ${compared} ${niches} ${more} --output ${meta.id}.zarr --qc qc.json ${limits} --settings '${settings}'
     """
 
     stub:

@@ -6,14 +6,14 @@ process CONVERT {
     time { Resources.time(task, settings, [slide, transcripts, prior]) }
 
     input:
-    tuple val(meta), val(settings), path(slide, stageAs: 'slide/*'), path(transcripts, stageAs: 'transcripts/*'), path(prior, stageAs: 'prior/*')
+    tuple val(meta), val(settings), path(slide, stageAs: 'slide/*'), path(transcripts, stageAs: 'transcripts/*'), path(prior, stageAs: 'prior/*'), path(regions, stageAs: 'regions/*')
 
     output:
     tuple val(meta), path("${meta.id}.raw.zarr", type: 'dir', arity: '1'), emit: store
     path 'versions.yml', topic: versions
 
     script:
-    def files = [transcripts: transcripts, 'prior-cells': prior].findAll { _name, file -> file }.collect { name, file -> "--${name} ${file}" }.join(' ')
+    def files = [transcripts: transcripts, 'prior-cells': prior, regions: regions].findAll { _name, file -> file }.collect { name, file -> "--${name} ${file}" }.join(' ')
     """
     convert.py ${slide ?: ''} ${files} --sample ${meta.id} --output ${meta.id}.raw.zarr --settings '${settings}'
     """

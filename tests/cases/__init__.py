@@ -15,6 +15,8 @@ def make_case(case: dict[str, Any], folder: Path) -> list[str]:
     for name in ["x.tif", "t.csv", *case.get("files", [])]:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("")
+    for name, text in case.get("texts", {}).items():
+        (folder / name).write_text(text, encoding="utf-8")
     if "sheet" in case:
         (folder / "sheet.csv").write_bytes(case["sheet"].encode())
     elif "sheet_hex" in case:

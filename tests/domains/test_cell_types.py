@@ -7,10 +7,10 @@ import cellquilt as cq
 import numpy as np
 import pandas as pd
 import pytest
+from cellquilt.aggregation.columns import read_columns
 from cellquilt.celltypes.clusters import find_clusters
 from cellquilt.celltypes.measured import measured, scaled_intensities
 from cellquilt.celltypes.phenotypes import phenotype, read_signatures
-from cellquilt.celltypes.results import read_columns
 from cellquilt.celltypes.transfer import transfer_labels
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.settings import SETTINGS

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import spatialdata
-from cellquilt.celltypes.results import CellColumns, read_columns
+from cellquilt.aggregation.columns import CellColumns, read_columns
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.settings import Settings
 from cellquilt.core.store import Store

@@ -27,7 +27,7 @@ COMPUTED = {
     ("spatial/slides.py", "code"): {"domains-missing", "condition-missing", "column-unknown"},
     ("spatial/cohort.py", "code"): {"column-unknown", "condition-missing", "batch-missing"},
     ("spatial/cohort.py", "f'{what}-mixed'"): {"condition-mixed", "batch-mixed"},
-    ("readers/base.py", "f'{what}-not-found'"): {"transcripts-not-found", "prior-cells-not-found"},
+    ("readers/base.py", "f'{what}-not-found'"): {"transcripts-not-found", "prior-cells-not-found", "regions-not-found"},
     ("segment/executable.py", "f'{name}-timeout'"): {"baysor-timeout", "proseg-timeout"},
 }
 

@@ -17,6 +17,7 @@ _PUBLIC = {
     "estimate": "cellquilt.costs",
     "make_image_patches": "cellquilt.steps",
     "make_transcript_patches": "cellquilt.steps",
+    "split_regions": "cellquilt.steps",
     "spatial_neighbors": "cellquilt.spatial.tables",
 }
 _MODULES = ("annotate", "domains", "export", "io", "segmentation", "simulate", "spatial")
@@ -39,6 +40,7 @@ __all__ = [
     "simulate",
     "spatial",
     "spatial_neighbors",
+    "split_regions",
 ]
 
 if TYPE_CHECKING:
@@ -48,7 +50,14 @@ if TYPE_CHECKING:
     from cellquilt.costs import estimate
     from cellquilt.simulate import simulate
     from cellquilt.spatial.tables import spatial_neighbors
-    from cellquilt.steps import aggregate, cluster, compare, make_image_patches, make_transcript_patches
+    from cellquilt.steps import (
+        aggregate,
+        cluster,
+        compare,
+        make_image_patches,
+        make_transcript_patches,
+        split_regions,
+    )
 
 
 def __getattr__(name: str) -> Any:

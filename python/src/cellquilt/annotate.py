@@ -108,7 +108,7 @@ def _values(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add(data: "SpatialData | AnnData", found: "pd.DataFrame", values: dict[str, Any]) -> None:
-    from cellquilt.celltypes.results import CellColumns
+    from cellquilt.aggregation.columns import CellColumns
     from cellquilt.core.record import versions
     from cellquilt.notebook import add_columns
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from cellquilt.celltypes.results import CellColumns
+    from cellquilt.aggregation.columns import CellColumns
 
 #: Objects without a store of their own → the temporary folder that holds one for them.
 _TEMPORARY: "weakref.WeakKeyDictionary[SpatialData, tempfile.TemporaryDirectory[str]]" = weakref.WeakKeyDictionary()
@@ -117,7 +117,7 @@ def table_of(data: "SpatialData | AnnData") -> "AnnData":
 
 def add_columns(data: "SpatialData | AnnData", found: "CellColumns") -> None:
     """Give a table, and that of the store behind a slide, what was found of its cells."""
-    from cellquilt.celltypes.results import add_columns as add_to_table
+    from cellquilt.aggregation.columns import add_columns as add_to_table
 
     cells = table_of(data)
     for name in found.columns:

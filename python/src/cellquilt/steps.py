@@ -325,8 +325,8 @@ def cluster(
     """
     import pandas as pd
 
+    from cellquilt.aggregation.columns import CellColumns
     from cellquilt.celltypes.clusters import CLUSTER, MARKERS, find_clusters
-    from cellquilt.celltypes.results import CellColumns
     from cellquilt.core.record import versions
     from cellquilt.core.settings import Settings
 
@@ -341,3 +341,45 @@ def cluster(
     columns = pd.DataFrame({CLUSTER: clusters}, index=cells.obs_names)
     parameters = {f"cluster_{name}": value for name, value in values.items()}
     add_columns(data, CellColumns("", "cluster", columns, {MARKERS: found}, parameters, versions=versions()))
+
+
+def split_regions(
+    sdata: "SpatialData",
+    regions: "str | Path",
+    output: "str | Path",
+    *,
+    unit: str | None = None,
+    overwrite: bool = False,
+) -> "dict[str, SpatialData]":
+    """Split a slide into its regions: a store each, as if it had been a slide of its own; see docs/regions.md.
+
+    Parameters
+    ----------
+    sdata
+        A slide with a table; it is not changed.
+    regions
+        GeoJSON of polygons with names, as QuPath or Xenium Explorer writes them.
+    output
+        Folder to make, with ``<slide>_<region>.slide.zarr`` of each.
+    unit
+        ``px`` of the main image (default), or ``um``.
+    overwrite
+        Replace what stands there.
+
+    Returns
+    -------
+    dict
+        Name of the region's slide → the slide.
+
+    Raises
+    ------
+    CellquiltError
+        ``regions-…`` if a region has no name or another one's, is no polygon, overlaps another, or lies outside.
+    """
+    import spatialdata
+
+    from cellquilt.aggregation.split import SUFFIX, split_slide
+
+    settings = recall(sdata, keyword_settings("regions", {"unit": unit}))
+    stores = split_slide([store_of(sdata)], Path(output), settings=settings, regions=Path(regions), overwrite=overwrite)
+    return {store.name.removesuffix(SUFFIX): spatialdata.read_zarr(store) for store in stores}

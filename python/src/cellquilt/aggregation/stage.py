@@ -171,7 +171,7 @@ def aggregate_slide(
         if counts is not None:
             record.facts.update(counts.qc)
         built = table_of(counts, outlines, channels)
-        _write_table(delta, built.adata, f"table_{element_name(name)}" if name else "table")
+        write_table(delta, built.adata, f"table_{element_name(name)}" if name else "table")
         n_pass = int(built.adata.obs["passes_qc"].sum())
         record.facts.update(n_cells=len(outlines), n_cells_pass=n_pass, failed_by_reason=built.failed)
         if name:
@@ -285,8 +285,8 @@ def _in_view(slide: Store, batches: Iterator[pa.Table], settings: Settings) -> I
     return progress(batches, "transcripts", -(-total // batch_rows(settings["memory_mb"])))
 
 
-def _write_table(delta: Store, table: "AnnData", name: str) -> None:
-    """Write the table as spatialdata's own writer does."""
+def write_table(delta: Store, table: "AnnData", name: str) -> None:
+    """Write a table of cells as spatialdata's own writer does; into a store that is being made."""
     import warnings
 
     element = delta.new_element("tables", name)

@@ -16,6 +16,8 @@ CLUSTER, MARKERS = "cluster", "cluster_markers"
 #: Panels of more genes are looked at by their most variable ones.
 _MANY_GENES, _VARIABLE_GENES = 5000, 3000
 _LEAST_CELLS = 10
+#: Cells from which on scanpy looks for nearest neighbours approximately.
+_MANY_CELLS = 4096
 
 
 def find_clusters(
@@ -100,7 +102,9 @@ def _leiden(
             seen = seen[:, seen.var["highly_variable"].to_numpy()].copy()
         size = min(n_pcs, seen.n_vars - 1, seen.n_obs - 1)
         sc.pp.pca(seen, n_comps=size, random_state=seed)
-        sc.pp.neighbors(seen, n_neighbors=min(n_neighbors, seen.n_obs - 1), random_state=seed)
+        wanted = min(n_neighbors, seen.n_obs - 1)
+        search = _approximate_search(wanted, seed) if seen.n_obs >= _MANY_CELLS else None
+        sc.pp.neighbors(seen, n_neighbors=wanted, random_state=seed, transformer=search)
         sc.tl.leiden(
             seen, resolution=resolution, flavor="igraph", n_iterations=2, directed=False, random_state=seed,
             key_added=CLUSTER,
@@ -109,6 +113,18 @@ def _leiden(
     # igraph numbers communities as it comes upon them.
     by_size = np.argsort(-np.bincount(codes), kind="stable")
     return np.argsort(by_size, kind="stable")[codes]
+
+
+def _approximate_search(n_neighbors: int, seed: int) -> Any:
+    """The search that scanpy takes for many cells. Of pynndescent from 0.7 on scanpy 1.12 cannot read the result."""
+    from pynndescent import PyNNDescentTransformer
+    from scipy.sparse import csr_matrix
+
+    class Search(PyNNDescentTransformer):  # type: ignore[misc]
+        def fit_transform(self, X: Any, y: Any = None, **more: Any) -> Any:  # noqa: N803
+            return csr_matrix(super().fit_transform(X, y, **more))
+
+    return Search(n_neighbors=n_neighbors, metric="euclidean", random_state=seed)
 
 
 def _markers(cells: Measured, clusters: "pd.Categorical", n_markers: int) -> "pd.DataFrame":

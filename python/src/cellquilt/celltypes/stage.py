@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cellquilt.aggregation.columns import CellColumns, add_columns
 from cellquilt.celltypes.clusters import CLUSTER, MARKERS, find_clusters
 from cellquilt.celltypes.phenotypes import CELL_TYPE, phenotype, read_signatures
-from cellquilt.celltypes.results import CellColumns, add_columns
 from cellquilt.celltypes.transfer import read_reference, transfer_labels
 from cellquilt.core import zarr_json
 from cellquilt.core.atomic import refuse_existing

@@ -24,9 +24,10 @@ _overwrite = click.option("--overwrite", is_flag=True, help="Replace what stands
 @click.option("--sample", help="The sample's name; default: the output's name.")
 @click.option("--transcripts", type=_PATH, help="Table of transcripts, beside an image or alone.")
 @click.option("--prior-cells", type=_PATH, help="GeoParquet or GeoJSON of cells to start from.")
+@click.option("--regions", type=_PATH, help="GeoJSON of regions to split the slide into.")
 @click.option("-o", "--output", "--sdata-path", type=_PATH, help="The store to make; default: beside the slide.")
 @_overwrite
-@settings_options("convert", "resources", extra=("technology", "source"))
+@settings_options("convert", "regions", "resources", extra=("technology", "source"))
 @click.option("--source", hidden=True, help="The slide's name in messages, where it was staged under another.")
 def convert(**arguments: Any) -> None:
     """Read a machine's output into a store."""
@@ -159,6 +160,23 @@ def aggregate(**arguments: Any) -> None:
     from cellquilt.aggregation.stage import aggregate_slide
 
     aggregate_slide(**arguments)
+
+
+@click.command()
+@click.argument("parts", type=_PATH, nargs=-1, required=True)
+@click.option("--regions", type=_PATH, help="GeoJSON with the regions; default: those that the slide was read with.")
+@click.option("--columns", type=_PATH, help="Write the region of each cell here, for the whole slide's table (Parquet).")
+@click.option("-o", "--output", type=_PATH, required=True, help="Folder to make, with a store for each region.")
+@_overwrite
+@settings_options("resources", own="regions")
+def split(**arguments: Any) -> None:
+    """Split a slide whose cells were counted into a store for each region.
+
+    PARTS are the slide's store, or its raw store and what the steps added.
+    """
+    from cellquilt.aggregation.split import split_slide
+
+    split_slide(**arguments)
 
 
 @click.command()

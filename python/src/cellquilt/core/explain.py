@@ -19,8 +19,10 @@ SECTIONS = {
     "spatial": "Space: statistics, joins and alignment",
     "domains": "Spatial domains",
     "cell_types": "Clusters and cell types",
+    "regions": "Regions of a slide",
     "report": "Quality control and reports",
     "export": "Files for other programs",
+    "explorer": "Xenium Explorer",
     "simulate": "Simulated slides",
 }
 

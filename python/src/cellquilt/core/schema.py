@@ -38,9 +38,10 @@ SHEET_COLUMNS: dict[str, tuple[str, str]] = {
     "prior_cells": ("GeoParquet or GeoJSON of cells to start from", ""),
     "he_image": ("TIFF of an aligned image of the same tissue, such as H&E", ""),
     "he_matrix": ("Its 3 × 3 map (CSV) to pixels of the slide's main image, or to µm where there is none", ""),
+    "regions": ("GeoJSON of named regions: the slide is split into one slide each, SAMPLE_REGION", ""),
     "truth": ("Folder with the truth of a simulated slide, to score against", ""),
 }
-SHEET_FILES = ("path", "transcripts", "prior_cells", "he_image", "he_matrix", "truth")
+SHEET_FILES = ("path", "transcripts", "prior_cells", "he_image", "he_matrix", "regions", "truth")
 
 
 def _property(setting: Setting) -> dict[str, Any]:

@@ -400,7 +400,14 @@ class ShapesFile(GeoParquetFile):
         self.transforms = element_transforms(element)
 
 
-def copy_shapes(source: Path, target: Path, kept: np.ndarray) -> None:
+def copy_shapes(
+    source: Path,
+    target: Path,
+    kept: np.ndarray,
+    *,
+    offset: tuple[float, float] = (0.0, 0.0),
+    transforms: Mapping[str, Affine] | None = None,
+) -> None:
     """Write some rows of a shapes element as an element of its own, never holding all of them.
 
     Parameters
@@ -409,9 +416,14 @@ def copy_shapes(source: Path, target: Path, kept: np.ndarray) -> None:
         Folders of the element to read and of the one to write.
     kept
         (n,) bool, the rows to write.
+    offset
+        What is added to their x and y.
+    transforms
+        Of the new element; default: the source's.
     """
     file = ShapesFile(source)
     bounds, types = _extent_of_rows(file, kept)
+    bounds = bounds + np.tile(offset, 2)
     names = [name for name in file.schema.names if name not in (file.geometry, file.index)]
     fields = [*(file.schema.field(name) for name in names), pa.field("geometry", pa.binary())]
     schema = _with_metadata(
@@ -421,7 +433,7 @@ def copy_shapes(source: Path, target: Path, kept: np.ndarray) -> None:
         file.metadata,
     )
     ids = pa.array(file.ids().tolist(), pa.string())
-    _write_group(target, file.transforms)
+    _write_group(target, file.transforms if transforms is None else transforms)
     writer = ParquetWriter(target / _FILE, schema, compression="zstd")
     try:
         start = 0
@@ -429,12 +441,19 @@ def copy_shapes(source: Path, target: Path, kept: np.ndarray) -> None:
             columns = [batch.column(name) for name in names]
             columns += [batch.column(file.geometry).cast(pa.binary()), ids.slice(start, batch.num_rows)]
             here = arrow_array(kept[start : start + batch.num_rows])
-            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema).filter(here))
+            rows = pa.RecordBatch.from_arrays(columns, schema=schema).filter(here)
+            writer.write_batch(rows if offset == (0.0, 0.0) else _moved(rows, offset))
             start += batch.num_rows
         writer.close()
     except BaseException:
         writer.abandon()
         raise
+
+
+def _moved(rows: pa.RecordBatch, offset: tuple[float, float]) -> pa.RecordBatch:
+    outlines = shapely.from_wkb(rows.column("geometry").to_numpy(zero_copy_only=False))
+    wkb = shapely.to_wkb(shapely.transform(outlines, lambda xy: xy + offset))
+    return rows.set_column(rows.schema.get_field_index("geometry"), "geometry", pa.array(wkb.tolist(), pa.binary()))
 
 
 def _extent_of_rows(file: ShapesFile, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from cellquilt.core.errors import CellquiltError, SeveralErrors, did_you_mean, did_you_mean_file
 from cellquilt.core.log import LOG
+from cellquilt.core.regions import read_features, region_sample
 from cellquilt.core.schema import SHEET_COLUMNS, SHEET_FILES
 from cellquilt.core.settings import (
     ALIASES,
@@ -54,7 +55,7 @@ class Row:
         Its name.
     technology
         The machine.
-    path, transcripts, prior_cells, he_image, he_matrix, truth
+    path, transcripts, prior_cells, he_image, he_matrix, regions, truth
         Absolute paths; None where the cell is empty.
     source
         The path as it is written in the sheet, for messages and records.
@@ -71,6 +72,7 @@ class Row:
     prior_cells: Path | None = None
     he_image: Path | None = None
     he_matrix: Path | None = None
+    regions: Path | None = None
     truth: Path | None = None
     source: str = ""
     overrides: dict[str, Value] = field(default_factory=dict)
@@ -130,7 +132,9 @@ def check_input(sheet: Path | str, given: Mapping[str, Any]) -> tuple[list[Row],
     values, parameter_errors = _checked_params(given)
     rows, sheet_errors = _checked_sheet(sheet)
     _raise(parameter_errors + sheet_errors)
-    _raise([error for row in rows for error in _impossible(row, Settings({**values, **row.overrides}))])
+    settings = {row.sample: Settings({**values, **row.overrides}) for row in rows}
+    impossible = [error for row in rows for error in _impossible(row, settings[row.sample])]
+    _raise(impossible + list(_names_of_regions(rows)))
     return rows, values
 
 
@@ -150,6 +154,34 @@ def _impossible(row: Row, values: Settings) -> Iterator[CellquiltError]:
     if looks and row.he_image is None and not values["domains_image"]:
         message = f"{where}: domains_image_model is to look at an image, and there is none"
         yield CellquiltError("domains-image-missing", message, "give he_image or domains_image in the sheet")
+    if looks and row.he_image is not None and row.regions is not None:
+        message = f"{where}: domains_image_model is to look at he_image, and the slide is split into regions"
+        yield CellquiltError("regions-he-image", message, "leave one of them out")
+    if values["annotate_markers"] and values["annotate_reference"]:
+        message = f"{where}: annotate_markers and annotate_reference both name cells"
+        yield CellquiltError("annotate-both", message, "leave one of them out")
+    if values["annotate_reference"] and not values["annotate_label"]:
+        message = f"{where}: annotate_reference is given, and annotate_label names no column of it"
+        yield CellquiltError("annotate-label", message, "name the column with the cell types")
+
+
+def _names_of_regions(rows: list[Row]) -> Iterator[CellquiltError]:
+    """Mistakes of the files with regions, as far as names go; outlines are looked at where the slide is read."""
+    known = {row.sample: row.sample for row in rows}
+    for row in rows:
+        if row.regions is None or row.technology in TABLES:
+            continue
+        where = f'sample "{row.sample}"'
+        try:
+            names = [region_sample(row.sample, feature.slug) for feature in read_features(row.regions)]
+        except CellquiltError as error:
+            yield CellquiltError(error.code, f"{where}: {error.message.removeprefix(f'{where}: ')}", error.hint)
+            continue
+        for name in names:
+            if name in known:
+                message = f'{where}: a region makes the sample "{name}", which sample "{known[name]}" brings already'
+                yield CellquiltError("sample-twice", message, "rename the region or the sample")
+            known.setdefault(name, row.sample)
 
 
 def _not_of_table(row: Row, values: Settings) -> Iterator[CellquiltError]:
@@ -159,6 +191,9 @@ def _not_of_table(row: Row, values: Settings) -> Iterator[CellquiltError]:
     if not row.path.name.lower().endswith(suffixes):
         message = f"{where}: path is {row.path.name}; technology {row.technology} is read from {' or '.join(suffixes)}"
         yield CellquiltError("table-suffix", message, "convert it first")
+    if row.regions is not None:
+        message = f"{where}: technology {row.technology} is a table, and regions split slides"
+        yield CellquiltError("regions-table", message, "leave regions empty")
     if values["preview"]:
         message = f"{where}: technology {row.technology} has nothing to preview"
         yield CellquiltError("table-preview", message, "leave it out of the sheet, or leave preview out")

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cellquilt.core.regions import read_features
 from cellquilt.core.settings import TABLES, TRANSCRIPT_METHODS, Settings, methods_of
 from cellquilt.core.sheet import Row
 from cellquilt.costs.contents import Contents
@@ -105,14 +106,28 @@ def _tasks(row: Row, settings: Settings, found: Contents) -> Iterator[Task]:
     cells = cells_of(methods[0], found)
     parts = _plus(found.raw, transcripts=found.transcripts, cells=(2 + len(methods)) * cells)
     store = _plus(found.raw, cells=(2 + 2 * len(methods) - 1) * cells)
+    if row.regions is not None:
+        n_regions = len(read_features(row.regions))
+        yield _task(settings, "SPLIT", parts)
+        yield Task("ASSEMBLE", {name: count // n_regions for name, count in parts.items()}, n_regions)
+        yield Task("REPORT", {name: count // n_regions for name, count in store.items()}, n_regions)
+    of_cells = {"transcripts": found.transcripts, "cells": cells}
+    if settings["cluster"]:
+        yield _task(settings, "CLUSTER", of_cells)
+    if settings["annotate_markers"] or settings["annotate_reference"]:
+        yield _task(settings, "ANNOTATE", of_cells)
     yield _task(settings, "ASSEMBLE", parts)
     if len(methods) > 1:
         yield _task(settings, "COMPARE", store)
     yield _task(settings, "REPORT", store)
     if settings["export"]:
         yield _task(settings, "EXPORT", store)
+    if settings["explorer"]:
+        yield _task(settings, "EXPLORER", store)
+    if settings["stats"]:
+        yield _task(settings, "STATS", {"cells": cells})
     if settings["domains"] != "none":
-        yield _task(settings, "DOMAINS_PREPARE", {"transcripts": found.transcripts, "cells": cells})
+        yield _task(settings, "DOMAINS_PREPARE", of_cells)
         if has_domains(found):
             yield _task(settings, "DOMAINS_EMBED", {"cells": cells})
 
@@ -132,6 +147,8 @@ def tasks_of_cohort(settings: Settings, cells: int, n_slides: int) -> list[Task]
     if settings["preview"]:
         return []
     tasks = [_task(settings, "SAMPLES", {})]
+    if settings["stats"] and n_slides:
+        tasks.append(_task(settings, "STATS_COHORT", {}))
     if settings["domains"] != "none" and n_slides:
         if settings["domains"] != "zeroshot":
             train = _task(settings, "DOMAINS_TRAIN", {"cells": cells})

@@ -181,6 +181,7 @@ def convert_slide(
     sample: str | None = None,
     transcripts: Path | str | None = None,
     prior_cells: Path | str | None = None,
+    regions: Path | str | None = None,
     output: Path | str | None = None,
     settings: Mapping[str, Any] | None = None,
     source: str | None = None,
@@ -200,6 +201,8 @@ def convert_slide(
         Table of transcripts beside an image, or all there is.
     prior_cells
         GeoParquet or GeoJSON of cells to start from: the shapes element ``prior_cells``.
+    regions
+        GeoJSON of regions that the slide is to be split into: the shapes element ``regions``.
     output
         The store to make; default: beside the slide.
     settings
@@ -218,22 +221,24 @@ def convert_slide(
     ------
     CellquiltError
         ``technology-missing``, ``technology-unknown``, ``slide-missing``, ``slide-not-found``,
-        ``transcripts-not-found``, ``prior-cells-not-found``, ``image-not-finite``, and those of the reader.
+        ``transcripts-not-found``, ``prior-cells-not-found``, ``regions-not-found``, ``image-not-finite``, what
+        `read_regions` refuses, and those of the reader.
     """
     from cellquilt.core.points import PointsWriter
     from cellquilt.core.record import Record
     from cellquilt.core.shapes import write_shapes
     from cellquilt.core.store import new_store
     from cellquilt.readers.prior_cells import read_prior_cells
+    from cellquilt.readers.regions import read_regions
 
     settings = Settings() if settings is None else settings
     if not technology:
         raise CellquiltError("technology-missing", "no technology given", f"one of {', '.join(TECHNOLOGIES)}")
     reader = reader_of(technology)
-    slide, transcripts, prior_cells = (
-        Path(path) if path is not None and str(path) else None for path in (slide, transcripts, prior_cells)
+    slide, transcripts, prior_cells, regions = (
+        Path(path) if path is not None and str(path) else None for path in (slide, transcripts, prior_cells, regions)
     )
-    given = {"path": slide, "transcripts": transcripts, "prior_cells": prior_cells}
+    given = {"path": slide, "transcripts": transcripts, "prior_cells": prior_cells, "regions": regions}
     if slide is None and not reader.needs_path:
         slide, transcripts = transcripts, None
     if slide is None:
@@ -242,7 +247,7 @@ def convert_slide(
     name = source or slide.name
     if not slide.exists():
         raise CellquiltError("slide-not-found", f"{source or slide} does not exist", "check the path")
-    for file, what in ((transcripts, "transcripts"), (prior_cells, "prior-cells")):
+    for file, what in ((transcripts, "transcripts"), (prior_cells, "prior-cells"), (regions, "regions")):
         if file is not None and not file.is_file():
             raise CellquiltError(f"{what}-not-found", f"{file} does not exist or is no file", "check the path")
     output = slide.with_name(f"{slide.name}.zarr") if output is None else Path(output)
@@ -255,6 +260,13 @@ def convert_slide(
             frame = _frame(opened, str(settings["prior_cells_unit"]))
             opened.inputs.append(prior_cells)
             opened.shapes["prior_cells"] = lambda: read_prior_cells(prior_cells, frame)
+        if regions is not None:  # read now: mistakes in it are told before the slide is
+            image = next(iter(opened.images.values()), None)
+            found = read_regions(
+                regions, _frame(opened, str(settings["regions_unit"])), None if image is None else image.shape[1:]
+            )
+            opened.inputs.append(regions)
+            opened.shapes["regions"] = lambda: found
         for element, image in opened.images.items():
             write_image(store.new_element("images", element), image, settings, sample)
         for element, points in opened.points.items():

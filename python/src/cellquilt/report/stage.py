@@ -109,7 +109,7 @@ def _with_columns(parts: Sequence[Path], output: Path, columns: Sequence[Path]) 
     if not columns:
         yield parts
         return
-    from cellquilt.celltypes.results import add_columns, read_columns
+    from cellquilt.aggregation.columns import add_columns, read_columns
 
     view = View(parts)
     output = Path(output).absolute()
@@ -233,6 +233,7 @@ def report_slide(
     qc: Path | None = None,
     truth: Path | None = None,
     comparison: Path | None = None,
+    stats: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a sample's report: one HTML page that needs nothing else.
@@ -251,6 +252,8 @@ def report_slide(
         Folder with the truth of a simulated slide; the report then shows the accuracy reached.
     comparison
         What `cellquilt compare` wrote as JSON; the report then shows the methods side by side.
+    stats
+        Folder that `cellquilt stats` wrote; the report then shows it.
     overwrite
         Replace what stands there.
 
@@ -269,8 +272,13 @@ def report_slide(
 
         accuracy = truth_scores(store, truth)
     methods = None if comparison is None else read_comparison(comparison)
+    space = None
+    if stats is not None:
+        from cellquilt.report.spatial import spatial_context
+
+        space = spatial_context(stats)
     with atomic_path(output, overwrite=overwrite) as aside:
-        aside.write_text(render(view, numbers, accuracy, methods), encoding="utf-8")
+        aside.write_text(render(view, numbers, accuracy, methods, space), encoding="utf-8")
     return Path(output)
 
 
