@@ -1,5 +1,6 @@
 """Images read by bioio: planes, scenes and times as bioio gives them, lazily, and what is said where it is missing."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -7,7 +8,10 @@ import cellquilt as cq
 import numpy as np
 import pytest
 import tifffile
+from cellquilt.core.errors import CellquiltError
 from cellquilt.core.images import open_image
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from machine_cases import assert_true_intensities, channels, convert, facts, fails, pixels, table_of_given_cells
 
 pytest.importorskip("bioio")
@@ -76,8 +80,13 @@ def test_scenes_by_name_and_number(scenes, tmp_path) -> None:
     import bioio
 
     names = bioio.BioImage(scenes).scenes
-    for given, seed in [({}, 1), ({"bioio_scene": "2"}, 2), ({"bioio_scene": names[2]}, 2)]:
-        store = convert(scenes, TECHNOLOGY, tmp_path / "out.zarr", **given)
+    for wish, seed in [
+        ({}, 1),
+        ({"bioio_scene": "2"}, 2),
+        ({"bioio_scene": names[2]}, 2),
+        ({"bioio_scene": "Liver"}, 2),
+    ]:
+        store = convert(scenes, TECHNOLOGY, tmp_path / "out.zarr", **wish)
         np.testing.assert_array_equal(pixels(store), noise((1, 40 + seed, 50), seed))
         assert facts(store)["scene"] == seed
 
@@ -190,6 +199,28 @@ def test_pieces_that_do_not_fit_in_memory_are_refused(tmp_path) -> None:
     error = fails(_large(tmp_path), TECHNOLOGY, tmp_path / "out.zarr", pixel_size_um=1, memory_mb=200)
     assert error.code == "bioio-piece-too-large"
     assert "97 MB" in error.message
+
+
+def test_a_header_of_more_pixels_than_any_file_has(tmp_path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise((20, 30)), metadata=None, compression="zlib")
+    with tifffile.TiffFile(path, mode="r+") as file:
+        for tag in ("ImageWidth", "ImageLength"):
+            file.pages[0].tags[tag].overwrite(2**31 - 1)
+    assert fails(path, TECHNOLOGY, tmp_path / "out.zarr", pixel_size_um=1).code.startswith("bioio-")
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 700), garbage=st.binary(min_size=1, max_size=10))
+def test_garbage_in_the_header_is_an_error_or_an_image(tmp_path, place, garbage) -> None:
+    path = tmp_path / "fuzz.ome.tif"
+    metadata = {"axes": "CYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+    tifffile.imwrite(path, noise((2, 20, 30)), ome=True, metadata=metadata, compression="zlib")
+    content = bytearray(path.read_bytes())
+    content[place : place + len(garbage)] = garbage
+    path.write_bytes(content)
+    with contextlib.suppress(CellquiltError):
+        convert(path, TECHNOLOGY, tmp_path / "out.zarr", pixel_size_um=1, memory_mb=256)
 
 
 def test_without_the_package_it_says_how_to_install_it(movie, tmp_path, monkeypatch) -> None:

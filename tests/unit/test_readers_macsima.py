@@ -1,7 +1,10 @@
 """MACSima: cycles of files against spatialdata-io and the truth, annotations of two versions, what can be wrong."""
 
+import os
 import shutil
 import warnings
+from contextlib import ExitStack
+from pathlib import Path
 
 import cellquilt as cq
 import numpy as np
@@ -9,6 +12,9 @@ import pytest
 import tifffile
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.images import open_image
+from cellquilt.core.settings import Settings
+from cellquilt.readers.base import Request, Slide
+from cellquilt.readers.channels import ChannelFile, open_tiff, stack_files
 from cellquilt.simulate import simulate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -158,6 +164,24 @@ def test_names_and_cycles_from_the_files_names(tmp_path) -> None:
     np.testing.assert_array_equal(pixels(store), [noise(number) for number in order])
 
 
+@pytest.mark.parametrize(
+    ("file", "name", "cycle"),
+    [
+        ("C-000_S-000_AFB_APC_R-01_W-A-1_ROI-08_A-None.tif", "APC_background", 0),
+        ("C-000_S-000_AF_APC_R-01_W-A-1_ROI-08_A-None.tif", "APC", 0),
+        ("C-001_S-000_S_APC_R-01_W-A-1_ROI-08_A-VG_C-234TCR.tif", "VG", 1),
+        ("C-001_S-000_B_FITC_R-01_W-B01_ROI-01_A-Bcl_2_C-REA872.tif", "Bcl_2_background", 1),
+        ("001_S_R-01_W-B-1_ROI-01_A-CD14REA599ROI1_C-REA599.ome.tif", "CD14REA599ROI1", 1),
+        ("CYC-012_SCN-001_ST-B_R-01_W-B01_ROI-001_F-001_A-Syk_C-_D-FITC_EXP-17.5781.tif", "Syk_background", 12),
+        ("C-002_S-000_S_PE_R-01_W-A01_ROI-02_A-S100A9_C-Poly.tif", "S100A9", 2),
+    ],
+)
+def test_names_that_the_machine_has_given(tmp_path, file, name, cycle) -> None:
+    write(tmp_path / "run" / file)
+    store = convert(tmp_path / "run", TECHNOLOGY, tmp_path / "out.zarr", pixel_size_um=1)
+    assert (channels(store), facts(store)["cycles"]) == ([name], [cycle])
+
+
 def test_names_from_the_ome_xml_where_nothing_else_is(tmp_path) -> None:
     for number, name in enumerate(["DAPI", "CD3", "DAPI"]):
         write(tmp_path / "run" / f"{number}.ome.tif", number, ome(name=name))
@@ -207,6 +231,18 @@ def test_no_text_about_the_experiment_gets_out(tmp_path) -> None:
     store = convert(tmp_path / "run", TECHNOLOGY, tmp_path / "out.zarr")
     assert_nowhere(store.path, [secret, "label.tif"])
     assert pixels(store).shape == (1, 30, 40)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="only Linux tells which files are open")
+def test_of_many_files_one_is_open(experiment) -> None:
+    with ExitStack() as resources:
+        request = Request(experiment, None, Settings({}), "slide", resources)
+        files = [ChannelFile(path.name, open_tiff(request, path)) for path in sorted(experiment.glob("*.tif"))]
+        source = stack_files(files, request, Slide())
+        for channel in (0, 3, 6, 1):
+            source.read(channel, 0, 64, 0, 64)
+            opened = [Path(os.readlink(entry)) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+            assert [path for path in opened if path.parent == experiment] == [files[channel].image.path]
 
 
 # --- what can be wrong
@@ -277,7 +313,14 @@ def _text(folder):
     return folder
 
 
+def _raw(folder):
+    for field in (1, 2):
+        write(folder / f"CYC-001_SCN-001_ST-S_R-01_W-B01_ROI-001_F-{field:03d}_A-Syk_C-_D-FITC_EXP-17.tif")
+    return folder
+
+
 BAD = {
+    "raw fields of view": (_raw, {}, "macsima-raw", "2 fields"),
     "a file": (_file, {}, "machine-no-folder", "a.tif"),
     "a folder without images": (_others, {}, "machine-no-images", "readme.md, sub"),
     "names that say nothing": (_renamed, {}, "macsima-names-unknown", "1.tif, 2.tif"),

@@ -120,6 +120,14 @@ def test_the_facade(scan) -> None:
         (["<Biomarker> HLA-DR\n α </Biomarker>", "<Biomarker/><Name>β-Catenin</Name>"], ["HLA-DR α", "β-Catenin"]),
         (["<Biomarker>Blank</Biomarker>"] * 3, ["Blank", "Blank_2", "Blank_3"]),
         (["<Name>DAPI</Name>", ""], ["DAPI", "channel_1"]),
+        # The bands of the whole scan are no name of a page.
+        (
+            [
+                f"<ScanProfile><root><ScanBands-i><Biomarker>DAPI</Biomarker></ScanBands-i></root></ScanProfile>{name}"
+                for name in ("<Name>Opal 520</Name>", "")
+            ],
+            ["Opal 520", "channel_1"],
+        ),
         (
             [
                 "<Responsivity><Filter><Name>DAPI MSI</Name></Filter></Responsivity>",

@@ -17,6 +17,8 @@ from cellquilt.readers.channels import distinct_names, refuse_transcripts, resol
 from cellquilt.readers.tiff import OF_THE_GLASS, TiffImage, kept_dtype, sniff, um_in
 
 IMAGE = "image"
+#: More than compression and places without tiles make of a file; below a size nobody is harmed.
+_MOST_FOLD, _ANY_SIZE = 10_000, 1 << 30
 _INSTALL = "install cellquilt[bioio], and the format's plug-in, such as bioio-czi or bioio-nd2"
 
 
@@ -116,6 +118,7 @@ def _image(image: Any, request: Request, slide: Slide) -> ImageSource:
     names = _names(image, sizes["C"], samples)
     pixel = resolve_pixel_size(request.source, *_pixel_size(image, request), settings["pixel_size_um"], slide)
     file_dtype = np.dtype(image.dtype)
+    _refuse_emptiness(request, channels * height * width * file_dtype.itemsize)
     dtype = kept_dtype(file_dtype, request.source)
     slide.facts.update({"timepoint": time, "z": how, "z_planes": planes})
     slide.facts["channels"] = names = distinct_names(names, slide, request.source)
@@ -141,6 +144,17 @@ def _image(image: Any, request: Request, slide: Slide) -> ImageSource:
         read,
         samples > 1,
     )
+
+
+def _refuse_emptiness(request: Request, n_bytes: int) -> None:
+    """Refuse a file that announces far more pixels than it can hold: its header is damaged, or made to do harm."""
+    size = request.path.stat().st_size if request.path.is_file() else n_bytes
+    if n_bytes > max(_MOST_FOLD * size, _ANY_SIZE):
+        raise CellquiltError(
+            "bioio-unreadable",
+            f"{request.source} announces {n_bytes / 1e9:.0f} GB of pixels and has {size} bytes",
+            "copy it again from the microscope",
+        )
 
 
 def _chunk(stack: Any, n_planes: int, dtype: np.dtype, request: Request) -> tuple[int, int]:

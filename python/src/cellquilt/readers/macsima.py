@@ -1,7 +1,7 @@
 """Miltenyi MACSima: a folder of TIFFs, one a stain and cycle, registered to each other.
 
 What a file shows stands in the annotations of its OME-XML (software 0 and 1 use different names), and in its name, as
-``C-001_S-000_S_FITC_R-01_W-B-1_ROI-01_A-CD3_C-REA1151.tif``: cycle, scan type (S stain, B bleached, AF
+``C-001_S-000_S_FITC_R-01_W-B-1_ROI-01_A-CD3_C-REA1151.tif``: cycle, scan type (S stain, B and AFB bleached, AF
 autofluorescence), fluorochrome, well, region, antigen, clone. Channels are in the order of cycles, then of names.
 """
 
@@ -29,12 +29,15 @@ from cellquilt.readers.tiff import TiffImage
 
 IMAGE = "image"
 _ANTIGEN = re.compile(r"_A-(?P<name>.+?)(?:_C-.*)?$")
-_CYCLE = re.compile(r"(?:^|_)C-(\d+)_")
-_SCAN = re.compile(r"_(S|B|AF)_")
+_CYCLE = re.compile(r"(?:(?:^|_)C(?:YC)?-|^)([0-9]{1,4})_")
+_SCAN = re.compile(r"_(?:ST-)?(S|B|AFB?)_")
+_FLUOR = re.compile(r"_(?:S|B|AFB?)_([^_]+)_R-")
+_FIELD = re.compile(r"_F-([0-9]+)_")
 _WELL = re.compile(r"_W-([A-Za-z]+-?\d+)_")
 _ROI = re.compile(r"_ROI-?(\d+)")
-#: What the annotations call a scan of bleached tissue.
-_BLEACHED = ("B", "BleachCycle")
+#: What a scan of bleached tissue is called, before and after the first stain.
+_BLEACHED = ("B", "AFB", "BleachCycle")
+_NO_ANTIGEN = "None"
 _LAST = 1 << 30  # cycle of files that have none
 
 
@@ -63,6 +66,7 @@ def open_macsima(request: Request) -> Slide:
     paths = tiff_files(folder, below=True)
     if not paths:
         raise no_images(request, "*.tif or *.tiff", "name the folder of processed images")
+    _refuse_fields(request, paths)
     stains = [_stain(path, open_tiff(request, path)) for path in paths]
     slide = Slide()
     known = [stain for stain in stains if stain.known]
@@ -88,6 +92,16 @@ def open_macsima(request: Request) -> Slide:
 
 
 READER = Reader("macsima", "MACSima", open_macsima)
+
+
+def _refuse_fields(request: Request, paths: list[Path]) -> None:
+    fields = {found[1] for path in paths if (found := _FIELD.search(path.name))}
+    if len(fields) > 1:
+        raise CellquiltError(
+            "macsima-raw",
+            f"{request.source} holds {len(fields)} fields of view, such as {paths[0].name}",
+            "these are raw images: name the folder of processed ones, where each file is a whole region",
+        )
 
 
 def _of_region(stains: list[_Stain], request: Request, slide: Slide) -> list[_Stain]:
@@ -134,6 +148,8 @@ def _stain(path: Path, image: TiffImage) -> _Stain:
     known = bool(name or antigen)
     if not name:
         name = antigen["name"] if antigen else _channel(root)
+    if name == _NO_ANTIGEN:  # the tissue's own light
+        name = notes.get("Fluorochrome") or _first(_FLUOR, stem) or name
     scan = notes.get("ScanType") or notes.get("MICS cycle type") or _first(_SCAN, stem)
     if name and scan in _BLEACHED:
         name += "_background"

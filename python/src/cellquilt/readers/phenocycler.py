@@ -26,8 +26,8 @@ IMAGE = "image"
 _QPI = "PerkinElmer-QPI-ImageDescription"
 #: What a page of channels is called; all others are smaller copies or pictures of the glass slide.
 _FULL = "FullResolution"
-#: Where a channel's name stands, the first that is not empty.
-_NAMES = ("Biomarker", "Name", ".//Biomarker", ".//Fluor", ".//ExcitationFilter//Bands//Name", ".//Name")
+#: Where a channel's name stands, the first that is not empty. The scan's profile, deeper down, tells of all channels.
+_NAMES = ("Biomarker", "Name", "Fluor", "ExcitationFilter//Name", "Responsivity//Name")
 
 
 def open_phenocycler(request: Request) -> Slide:

@@ -504,10 +504,11 @@ class TiffImage:
                 )
                 pixels = decoded[0][0] if decoded[0] is not None else None
             except Exception as error:  # codecs raise errors of their own kinds
+                compression = page.keyframe.compression  # of an unknown one only its number
                 raise CellquiltError(
                     "tiff-undecodable",
                     f"{self.name}: segment {number} of plane {page_index} "
-                    f"({page.keyframe.compression.name}) cannot be decoded: {error}",
+                    f"({getattr(compression, 'name', compression)}) cannot be decoded: {error}",
                     "copy the file again, or write it with a common compression (zlib, LZW, zstd)",
                 ) from error
         self._cache[key] = pixels
