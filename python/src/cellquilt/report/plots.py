@@ -531,7 +531,7 @@ def signed_matrix(
         if size >= 26:
             strong = " strong" if strength > 0.62 else ""
             place = f'x="{x + size / 2:.1f}" y="{y + size / 2 + 4:.1f}"'
-            text = f"{value:.{digits}f}"
+            text = f"{round(value, digits) + 0.0:.{digits}f}"  # no -0
             parts.append(f'<text class="heat-text{strong}" {place} text-anchor="middle">{text}</text>')
     return _svg(parts, f"{title}: {n} by {m}", _WIDTH, math.ceil(top + n * size + 8))
 
@@ -617,8 +617,8 @@ def network(
     n = len(names)
     if n < 2:
         return ""
-    width, height = _WIDTH, _WIDTH - 40
-    radius, middle_x, middle_y = width / 2 - 95, width / 2, height / 2 + 6
+    width, height = _WIDTH, _WIDTH - 60
+    radius, middle_x, middle_y = height / 2 - 40, width / 2, height / 2 + 4
     angle = 2 * np.pi * np.arange(n) / n - np.pi / 2
     x, y = middle_x + radius * np.cos(angle), middle_y + radius * np.sin(angle)
     strongest = max(float(weights.max(initial=0)), 1e-9)

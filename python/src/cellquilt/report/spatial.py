@@ -145,8 +145,8 @@ def _network(tables: "dict[str, pd.DataFrame]") -> str:
     weights = _grid(table, "a", "b", names, names, "weight")
     weights = np.nan_to_num(np.where(np.isnan(weights), weights.T, weights))
     groups = [0 if kinds[name] == "cell_type" else 1 for name in names]
-    title = "Cell types (discs) and domains (squares): the nearer, the stronger the line"
-    return plots.network(names, groups, [float(size.get(name, 0)) for name in names], weights, title)
+    sizes = [float(size.get(name, 0)) for name in names]
+    return plots.network(names, groups, sizes, weights, "Cell types and domains: nearness")
 
 
 def _of_kind(kinds: dict[str, str], size: dict[str, int], kind: str) -> "tuple[pd.Series, pd.Series]":

@@ -147,7 +147,7 @@ def read_geojson(
 
         if sdata is None:
             raise CellquiltError("element-unknown", f'"{like}" of no object', "give sdata as well")
-        maps = get_transformation(element_of(sdata, like), get_all=True)
+        maps = dict(get_transformation(element_of(sdata, like), get_all=True))  # type: ignore[arg-type]
     frame = frame.reset_index(drop=True)
     frame.index = frame.index.astype(str)
     element = ShapesModel.parse(frame, transformations=maps)
