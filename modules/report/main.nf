@@ -7,7 +7,7 @@ process REPORT {
     publishDir path: { "${params.outdir}/${meta.id}" }, mode: params.publish_dir_mode, pattern: 'report.html'
 
     input:
-    tuple val(meta), val(settings), path(store), path(qc), path(truth, stageAs: 'truth/*'), path(comparison)
+    tuple val(meta), val(settings), path(store), path(qc), path(truth, stageAs: 'truth/*'), path(comparison), path(stats)
 
     output:
     tuple val(meta), path(qc), path('report.html', arity: '1'), emit: report
@@ -16,8 +16,9 @@ process REPORT {
     script:
     def known = truth ? "--truth ${truth}" : ''
     def methods = comparison ? "--comparison ${comparison}" : ''
+    def space = stats ? "--stats ${stats}" : ''
     """
-    report.py ${store} --qc ${qc} ${known} ${methods} --output report.html --settings '${settings}'
+    report.py ${store} --qc ${qc} ${known} ${methods} ${space} --output report.html --settings '${settings}'
     """
 
     stub:
