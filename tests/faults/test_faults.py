@@ -396,7 +396,7 @@ def test_changed_code_runs_what_it_concerns(scene: Scene, outcome):
         scene.pipeline / name for name in ("modules/aggregate/main.nf", "bin/aggregate.py", "nextflow.config")
     )
     kept = {path: path.read_text() for path in (module, program, config)}
-    affected = {"AGGREGATE", "ASSEMBLE", "REPORT", "SAMPLES"}
+    affected = {"AGGREGATE", "ASSEMBLE", "REPORT", "EXPLORER", "SAMPLES"}
     ends = {}
     try:
         scene.finished_until("")

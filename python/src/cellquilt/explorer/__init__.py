@@ -1,7 +1,7 @@
 """Xenium Explorer: slides as the viewer's folder, and what people do in the viewer back into slides.
 
-``cq.io.explorer`` is this module. Slides are SpatialData objects or paths of stores; of an object, elements are taken
-as they are on its disk, the table of cells as it is in memory.
+``cq.io.explorer`` is this module. Slides are SpatialData objects or paths of stores. Of an object, elements are read
+from its store; only `write` takes the table of cells as it is in memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -83,7 +83,7 @@ def write(
 
     if _is_slide(path) and not _is_slide(sdata):
         sdata, path = path, sdata  # type: ignore[assignment]
-    with _viewed(sdata, image, pixel_size_um, memory_mb) as slide:
+    with _viewed(sdata, image, pixel_size_um, memory_mb, table_in_memory=True) as slide:
         return write_folder(
             slide, Path(path), mode=mode, layer=layer, columns=columns, max_vertices=max_vertices,  # type: ignore[arg-type]
             compression=compression, tables=tables, run_name=run_name, overwrite=overwrite,
@@ -160,7 +160,7 @@ def align(
     """
     from cellquilt.explorer.aligned import align_image
 
-    with _viewed(sdata, image_key, None, memory_mb) as slide:
+    with _viewed(sdata, image_key, memory_mb=memory_mb) as slide:
         added = align_image(
             slide, Path(image), None if matrix is None else Path(matrix), name=name,
             folder=None if folder is None else Path(folder), to_store=to_store, compression=compression,
@@ -197,7 +197,7 @@ def add_lasso(
     """
     from cellquilt.explorer.imports import add_selections_to
 
-    with _viewed(sdata, None, None, 1500) as slide:
+    with _viewed(sdata) as slide:
         found = add_selections_to(slide, Path(path), name=name, overwrite=overwrite)
     _show(sdata, "shapes", name)
     _show(sdata, "tables", "table", name)
@@ -230,7 +230,7 @@ def add_categories(
     """
     from cellquilt.explorer.imports import add_categories_to
 
-    with _viewed(sdata, None, None, 1500) as slide:
+    with _viewed(sdata) as slide:
         found = add_categories_to(slide, Path(path), name=name, folder=None if folder is None else Path(folder))
     _show(sdata, "tables", "table", name)
     return found
@@ -252,7 +252,12 @@ def _is_slide(value: Any) -> bool:
 
 @contextmanager
 def _viewed(
-    sdata: "SpatialData | str | Path", image: str | None, pixel_size_um: float | None, memory_mb: int
+    sdata: "SpatialData | str | Path",
+    image: str | None = None,
+    pixel_size_um: float | None = None,
+    memory_mb: int = 1500,
+    *,
+    table_in_memory: bool = False,
 ) -> "Iterator[ViewedSlide]":
     import tempfile
 
@@ -266,7 +271,7 @@ def _viewed(
 
     slide = ViewedSlide(Store(store_of(sdata)), image, pixel_size_um, memory_mb)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory(prefix="cellquilt-") as folder:
-        if "table" in sdata.tables:  # type: ignore[union-attr]
+        if table_in_memory and "table" in sdata.tables:  # type: ignore[union-attr]
             slide.table = Path(folder) / "table"
             sdata.tables["table"].write_zarr(slide.table)  # type: ignore[union-attr]
         yield slide

@@ -243,8 +243,8 @@ def _whole(
         whole = np.rint(value)
         if notice is not None:
             notice.count(value, whole)
-    if value.dtype.kind not in "iufb" or (whole < 0).any():
-        found = value[whole < 0][0] if value.dtype.kind in "iuf" else value.dtype
+    if value.dtype.kind not in "iufb" or (value.dtype.kind in "if" and (value < 0).any()):
+        found = value[value < 0][0] if value.dtype.kind in "if" else value.dtype
         raise CellquiltError(
             "explorer-counts", f"{slide.table} holds {found}; counts were expected",
             "is X normalised? name the layer that has counts",

@@ -161,15 +161,16 @@ def write_transcripts(slide: ViewedSlide, path: Path, *, memory_mb: int = 1500) 
         )  # fmt: skip
     if summary.n_written == 0:
         return summary
-    ordered, column = _ordered(genes.names(), bool(found.by_gene[-1]))
+    ordered, column = _ordered(genes.names(), bool(found.by_gene[0]))
     if len(ordered) > MOST_GENES:
         raise CellquiltError(
             "explorer-genes", f"{slide.points} has {len(ordered)} genes; the viewer's format has room for {MOST_GENES}",
             "leave transcripts out with mode=-t",
         )  # fmt: skip
     by_gene, controls = np.zeros((2, len(ordered)), np.int64)
-    there = column >= 0
-    by_gene[column[there]], controls[column[there]] = found.by_gene[there], found.control_by_gene[there]
+    for total, counts in ((by_gene, found.by_gene), (controls, found.control_by_gene)):
+        place = column[: counts.size]  # names that only rows left out have are behind them
+        total[place[place >= 0]] = counts[place >= 0]
     category = categories(ordered, 2 * controls > by_gene)
     bounds = bounds_of(found.tiles, found.counts, budget // (_COPIES * _ROW.itemsize))
     rows = Buckets(path.parent, path.name, bounds if held is None else bounds[:1], _ROW)
@@ -320,7 +321,7 @@ def _fill(x, y, matrix, location, tile):
             tile[i] = _OUTSIDE
             continue
         n_inside += 1
-        highest = max(highest, px, py)
+        highest = max(highest, float(px), float(py))
         if highest > FARTHEST_UM:
             break
         a, b = np.uint32(px / TILE_UM), np.uint32(py / TILE_UM)
