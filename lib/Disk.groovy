@@ -19,6 +19,8 @@ class Disk {
     /** Of a machine's folder, what is read; the others lie there too. */
     private static final Map<String, Pattern> READ = [
         xenium: ~/(morphology_focus.*|ch\d{4}.*|transcripts)\.(ome\.tiff?|parquet|csv(\.gz)?)|.*_boundaries\.parquet/,
+        cosmx: ~/(?i).*_F\d+\.(tiff?|jpe?g|png)|.*(_tx_file|_exprMat_file|-polygons)\.csv(\.gz)?/,
+        visium_hd: ~/(?i).*\.(tiff?|btf)|(filtered_feature_(bc|cell)_matrix)\.h5|.*\.geojson/,
         merscope: ~/mosaic_.*\.tiff?|detected_transcripts\..*|cell_boundaries\.parquet|feature_data_.*\.hdf5/,
     ]
     private static final Pattern PLANE = ~/mosaic_.*_z(\d+)\.tiff?/

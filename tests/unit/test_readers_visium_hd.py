@@ -15,6 +15,7 @@ import cellquilt as cq
 import h5py
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import shapely
@@ -24,6 +25,7 @@ from cellquilt.core.bins import read_bins
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.images import open_image
 from cellquilt.core.labels import Labels
+from cellquilt.core.points import iter_points
 from cellquilt.core.settings import Settings
 from cellquilt.core.shapes import ShapesTable, read_shapes, write_geoparquet
 from cellquilt.core.store import Store
@@ -227,6 +229,41 @@ def test_given_cells_get_the_true_counts(case, tmp_path) -> None:
     np.testing.assert_array_equal(ours.X.toarray(), expected[place])
     assert ours.obs["n_bins"].sum() == len(point)
     assert list(ours.obsm["intensities"].columns) == ["r", "g", "b"]
+
+
+def test_counts_as_transcripts_for_methods_that_take_nothing_else(case, tmp_path, monkeypatch) -> None:
+    from cellquilt.readers import visium_hd
+    from cellquilt.segment.stages import patchify_transcripts
+
+    monkeypatch.setattr(visium_hd, "_BATCH_ROWS", 500)
+    monkeypatch.setattr(visium_hd, "_BYTES_AN_ENTRY", 50_000)
+    store = convert(case.folder, tmp_path / "s.zarr", visium_hd_transcripts=True, memory_mb=400)
+    batches = list(iter_points(store.element("points", "transcripts")))
+    points = pa.concat_tables(batches).unify_dictionaries().to_pandas()
+    bins, counts = read_bins(store), table(store, "bins").X
+    assert len(points) == counts.sum() == facts(store)["n_transcripts"]
+    assert points["transcript_id"].tolist() == list(range(len(points)))
+    found = np.zeros(counts.shape, np.int64)
+    code = pd.Categorical(points["gene"].astype(str), categories=bins.genes).codes
+    np.add.at(found, (points["bin_id"].to_numpy() - 1, code), 1)
+    np.testing.assert_array_equal(found, counts.toarray())
+    centres = apply(bins.transforms["microns"], np.column_stack([bins.column, bins.row]) + 0.5)
+    np.testing.assert_allclose(points[["x", "y"]], centres[points["bin_id"] - 1])
+    assert points["passes_qv"].all()
+    assert not points["is_control"].any()
+    # Cells count them as they count bins.
+    chosen = Settings(segmentation="vendor", average_intensities=False, memory_mb=400)
+    cells = resolve_slide(store.path, settings=chosen, output=tmp_path / "cells.zarr")
+    by_bins, by_points = (
+        table(Store(aggregate_slide(source.path, cells=cells, settings=chosen, output=tmp_path / name)), "table")
+        for source, name in ((case.store, "a.zarr"), (store, "b.zarr"))
+    )
+    assert (by_bins.X != by_points[:, by_bins.var_names].X).nnz == 0
+    settings = Settings(transcripts_per_patch=1000, transcripts_patch_overlap_um=10.0, min_transcripts_per_patch=100)
+    patchify_transcripts(store.path, method="proseg", settings=settings, output=tmp_path / "patches.zarr")
+    assert Store(tmp_path / "patches.zarr").records[-1]["facts"]["n_patches"] > 1
+    with pytest.raises(CellquiltError, match="visium_hd_transcripts"):
+        patchify_transcripts(case.store.path, method="proseg", settings=settings, output=tmp_path / "none.zarr")
 
 
 # --- what is read -----------------------------------------------------------------------------------------------------

@@ -1507,6 +1507,7 @@ PRESETS: dict[str, dict[str, Value]] = {
         "segmentation": "stardist",
         "stardist_model_type": "2D_versatile_he",
         "normalize_high": 99.8,
+        "proseg_voxel_size_um": 2.0,
         "min_transcripts": 20,
     },
     "xenium": {"min_qv": 20.0, "min_transcripts": 10},

@@ -569,7 +569,7 @@ class _Stitched:
         assert self._shape is not None
         height, width = self._shape
         low = np.maximum(self._corner, [x0, y0])
-        high = np.minimum([*self._corner, width, height], [x1, y1])
+        high = np.minimum(self._corner + np.array([width, height]), [x1, y1])
         hit = [
             k for k in np.flatnonzero((low < high).all(axis=1)).tolist()
             if self._channels[channel] in self._planes[int(self._number[k])]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cellquilt.core.bins import BINS
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.log import LOG
 from cellquilt.core.record import Record
@@ -181,6 +182,12 @@ def patchify_transcripts(
     from cellquilt.patches.transcripts import MIN_PRIOR_TRANSCRIPTS, POINTS, write_transcript_bundles
 
     slide = Store(store)
+    if not slide.has("points", POINTS) and slide.has("tables", BINS):
+        raise CellquiltError(
+            "bins-no-transcripts",
+            f"{slide.name} has bins and no transcripts, which {method or 'this step'} is to cut into patches",
+            "convert it again with visium_hd_transcripts, which writes each count as a transcript in its bin",
+        )
     points = slide.element("points", POINTS)
     record = Record("patchify_transcripts", slide.name, settings.of_stage("patchify_transcripts"))
     engine: dict[str, Any] = {"method": None}
