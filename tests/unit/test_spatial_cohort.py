@@ -5,19 +5,18 @@ import re
 from pathlib import Path
 
 import anndata
+import cellquilt as cq
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner
-from scipy.sparse import csr_matrix
-
-import cellquilt as cq
 from cellquilt import CellquiltError
 from cellquilt.cli.spatial import stats
 from cellquilt.core.settings import Settings
 from cellquilt.core.shapes import read_geoparquet
 from cellquilt.report.spatial import spatial_context, write_cohort_page
 from cellquilt.spatial.stage import stats_slide
+from click.testing import CliRunner
+from scipy.sparse import csr_matrix
 
 TABLES = {
     *("co_occurrence", "composition", "distances", "enrichment", "network", "niches", "niches_by_domain"),
@@ -99,7 +98,8 @@ def test_what_lacks_is_noted():
     assert found.about["notes"] == ['no domains: obs has no column "domain"']
     del table.obs["cell_type"]
     bare = cq.spatial.slide_statistics(table)
-    assert not bare.tables and "no cell types" in bare.about["notes"][0]
+    assert not bare.tables
+    assert "no cell types" in bare.about["notes"][0]
     table.obs["leiden"] = "one"
     one = cq.spatial.slide_statistics(table, n_permutations=0)
     assert set(one.tables) == {"distances"}
@@ -108,7 +108,8 @@ def test_what_lacks_is_noted():
 
 def test_of_few_cells_there_is_nothing_to_measure():
     found = cq.spatial.slide_statistics(make_table(0)[:2].copy())
-    assert not found.tables and found.about["notes"] == ["2 cells: there is nothing to measure between them"]
+    assert not found.tables
+    assert found.about["notes"] == ["2 cells: there is nothing to measure between them"]
 
 
 def test_unreachable_pairs_are_named():
@@ -118,7 +119,8 @@ def test_unreachable_pairs_are_named():
     table.obs.iloc[:5, 0] = "island"
     found = cq.spatial.slide_statistics(table, n_permutations=0)
     (note,) = found.about["notes"]
-    assert "without a way along the graph" in note and "island" in note
+    assert "without a way along the graph" in note
+    assert "island" in note
     own = found.tables["distances"].query("unit == 'hops' and source == 'island' and target == 'T'")
     assert own["n_unreachable"].tolist() == [5]
     assert own["mean"].isna().all()
@@ -129,9 +131,11 @@ def test_unreachable_pairs_are_named():
 
 def test_conditions_that_differ_are_told_apart(folders):
     found = cq.spatial.cohort_statistics(folders, "condition")
-    assert set(found.compared["n_a"]) == {3, 4} and found.compared["smallest_p"].min() == 2 / 70  # a slide lacks a pair
+    assert set(found.compared["n_a"]) == {3, 4}
+    assert found.compared["smallest_p"].min() == 2 / 70
     mixed = found.compared.query("quantity == 'enrichment' and a == 'B' and b == 'T'").iloc[0]
-    assert mixed["p"] == 2 / 70 and mixed["difference"] > 1  # where they mix more, they are neighbours more often
+    assert mixed["p"] == 2 / 70
+    assert mixed["difference"] > 1
     of_sample = found.values.query("quantity == 'enrichment' and a == 'B' and b == 'T'")
     assert of_sample["sample"].tolist() == [f"s{k}" for k in range(8)]
     table = (
@@ -152,7 +156,8 @@ def test_the_order_of_slides_changes_nothing(folders):
 
 def test_under_three_samples_a_group_there_are_no_p_values(folders):
     found = cq.spatial.cohort_statistics(folders[:5], "condition")
-    assert found.compared["p"].isna().all() and found.compared["difference"].notna().any()
+    assert found.compared["p"].isna().all()
+    assert found.compared["difference"].notna().any()
     assert set(found.compared["note"]) == {"fewer than 3 samples in a group"}
 
 
@@ -222,7 +227,9 @@ def test_what_was_measured_is_not_read(tmp_path):
 
 def test_pages_show_it(tmp_path, folders):
     context = spatial_context(folders[0])
-    assert len(context["charts"]) == 5 and context["curves"] and context["network"]
+    assert len(context["charts"]) == 5
+    assert context["curves"]
+    assert context["network"]
     assert [row["domain"] for row in context["niches"]["rows"]] == ["D2", "D10"]
     assert len(context["niches"]["map"]["paths"]) == 2
     for chart in context["charts"]:
@@ -230,8 +237,10 @@ def test_pages_show_it(tmp_path, folders):
         assert "nan" not in chart["svg"]
     found = cq.spatial.cohort_statistics(folders, "condition")
     page = write_cohort_page(found, [f"s{k}" for k in range(8)], tmp_path / "c.html").read_text()
-    assert "Spatial statistics of 8 slides" in page and "a against b: 4 and 4 samples" in page
-    assert not re.search(r'(?:src|href)="(?:https?:|/)', page) and "NaN" not in page
+    assert "Spatial statistics of 8 slides" in page
+    assert "a against b: 4 and 4 samples" in page
+    assert not re.search(r'(?:src|href)="(?:https?:|/)', page)
+    assert "NaN" not in page
     assert page == write_cohort_page(found, [f"s{k}" for k in range(8)], tmp_path / "d.html").read_text()
 
 
@@ -272,8 +281,10 @@ def _nothing(table):
 
 
 @pytest.mark.parametrize(("change", "call", "code", "said"), [
-    (_nothing, lambda t: cq.spatial.neighbourhood_enrichment(t, "cell_typ"), "column-unknown", 'did you mean "cell_type"'),
-    (_nothing, lambda t: cq.spatial.slide_statistics(t, domain_key="domian"), "column-unknown", 'did you mean "domain"'),
+    (_nothing, lambda t: cq.spatial.neighbourhood_enrichment(t, "cell_typ"),
+     "column-unknown", 'did you mean "cell_type"'),
+    (_nothing, lambda t: cq.spatial.slide_statistics(t, domain_key="domian"),
+     "column-unknown", 'did you mean "domain"'),
     (_nan, lambda t: cq.spatial.co_occurrence(t), "coordinates-invalid", "s1-3"),
     (_nan, lambda t: cq.spatial.slide_statistics(t), "coordinates-invalid", "s1-3"),
     (_no_places, lambda t: cq.spatial.group_distances(t), "coordinates-missing", "spatial"),

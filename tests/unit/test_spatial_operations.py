@@ -4,17 +4,16 @@ import json
 import math
 
 import anndata
+import cellquilt as cq
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
 import shapely
 import spatialdata
+from cellquilt import CellquiltError
 from spatialdata.models import Image2DModel, PointsModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, Scale, get_transformation
-
-import cellquilt as cq
-from cellquilt import CellquiltError
 
 PIXEL_UM = 0.5
 
@@ -54,15 +53,16 @@ def slide():
     )
     table = anndata.AnnData(obs=obs, obsm={"intensities": pd.DataFrame({"DAPI": x}, index=ids)})
     twice = np.diag([2.0, 2.0, 1.0])
+    image, um = np.zeros((3, 20, 20), np.uint8), Scale([PIXEL_UM] * 2, axes=("x", "y"))
     return spatialdata.SpatialData(
-        images={"he": Image2DModel.parse(np.zeros((3, 20, 20), np.uint8), dims=("c", "y", "x"), transformations={"he": Identity()})},
+        images={"he": Image2DModel.parse(image, dims=("c", "y", "x"), transformations={"he": Identity()})},
         shapes={
             "cells": ShapesModel.parse(cells, transformations=maps()),
             "regions": ShapesModel.parse(regions, transformations=maps(twice)),
             "bins": ShapesModel.parse(bins, transformations={"global": Identity()}),
             "far": ShapesModel.parse(other, transformations={"elsewhere": Identity()}),
         },
-        points={"dots": PointsModel.parse(points, transformations={"global": Identity(), "microns": Scale([PIXEL_UM] * 2, axes=("x", "y"))})},
+        points={"dots": PointsModel.parse(points, transformations={"global": Identity(), "microns": um})},
         tables={"table": TableModel.parse(table, region="cells", region_key="region", instance_key="cell_id")},
     )  # fmt: skip
 
@@ -139,8 +139,10 @@ def test_a_border_is_shared_by_area(sdata):
     target = gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 4, 4), shapely.box(50, 50, 60, 60)])
     sdata["target"] = ShapesModel.parse(target, transformations={"global": Identity()})
     found = cq.spatial.transfer_labels(sdata, "areas", "target", "kind")
-    assert found["label"].iloc[0] == "A" and found["share"].iloc[0] == pytest.approx(0.75)
-    assert pd.isna(found["label"].iloc[1]) and found["share"].iloc[1] == 0
+    assert found["label"].iloc[0] == "A"
+    assert found["share"].iloc[0] == pytest.approx(0.75)
+    assert pd.isna(found["label"].iloc[1])
+    assert found["share"].iloc[1] == 0
 
 
 def test_the_nearest_cell_gives_its_table_s_label(kept):
@@ -183,7 +185,8 @@ def test_landmarks_give_the_map_back(model, matrix):
     found = cq.spatial.fit_landmarks(PLACES + 1e6, fixed + 1e6, model, um_per_unit=PIXEL_UM)
     moved = (PLACES + 1e6) @ found.matrix[:2, :2].T + found.matrix[:2, 2]
     np.testing.assert_allclose(moved, fixed + 1e6, atol=1e-5)
-    assert found.rms_um < 1e-6 and np.nanmax(found.left_out_um) < 1e-5
+    assert found.rms_um < 1e-6
+    assert np.nanmax(found.left_out_um) < 1e-5
 
 
 def test_errors_are_in_um_and_a_wrong_landmark_stands_out():
@@ -233,7 +236,8 @@ def test_regions_go_to_qupath_and_back(sdata, tmp_path):
     }
     assert "classification" not in second["properties"]
     back = cq.spatial.read_geojson(path, sdata, like="cells", name="again")
-    assert back["classification"].iloc[0] == "tumour" and back["classification"].isna().tolist() == [False, True]
+    assert back["classification"].iloc[0] == "tumour"
+    assert back["classification"].isna().tolist() == [False, True]
     assert back["name"].tolist() == ["left", "right"]
     # Written in pixels of the image: there they lie, and in µm where the regions lay.
     assert shapely.bounds(back.geometry.iloc[0]).tolist() == [0, 0, 50, 100]
@@ -264,11 +268,14 @@ def test_the_same_shapes_give_the_same_bytes(sdata, tmp_path):
     (lambda s: cq.spatial.sjoin(s, "cells", "cells", predicate="inside"), "sjoin-predicate-unknown", "inside"),
     (lambda s: cq.spatial.sjoin(s, "he", "far"), "coordinate-systems-disjoint", "he"),
     (lambda s: cq.spatial.sjoin(s, "he", "he"), "element-kind", "image"),
-    (lambda s: cq.spatial.region_statistics(s, "regions", "cells", "cell_typ"), "column-unknown", 'did you mean "cell_type"'),
+    (lambda s: cq.spatial.region_statistics(s,
+     "regions", "cells", "cell_typ"), "column-unknown", 'did you mean "cell_type"'),
     (lambda s: cq.spatial.region_statistics(s, "regions", "bins", "kind"), "table-missing", "bins"),
-    (lambda s: cq.spatial.transfer_labels(s, "cells", "bins", "celltype"), "column-unknown", 'did you mean "cell_type"'),
+    (lambda s: cq.spatial.transfer_labels(s,
+     "cells", "bins", "celltype"), "column-unknown", 'did you mean "cell_type"'),
     (lambda s: cq.spatial.transfer_labels(s, "cells", "bins", "cell_type", how="vote"), "transfer-unknown", "vote"),
-    (lambda s: cq.spatial.transfer_labels(s, "cells", "bins", "cell_type", table="tabel"), "table-missing", 'did you mean "table"'),
+    (lambda s: cq.spatial.transfer_labels(s,
+     "cells", "bins", "cell_type", table="tabel"), "table-missing", 'did you mean "table"'),
     (lambda s: cq.spatial.fit_landmarks(PLACES[:2], PLACES[:2]), "landmarks-too-few", "similarity"),
     (lambda s: cq.spatial.fit_landmarks(PLACES[:1], PLACES[:1], "similarity"), "landmarks-too-few", "1 landmarks"),
     (lambda s: cq.spatial.fit_landmarks([[0, 0], [1, 1], [5, 5], [9, 9]], PLACES[:4]), "landmarks-collinear", "moving"),

@@ -11,10 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shapely
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.sparse.csgraph import dijkstra
-
 from cellquilt.geometry.delaunay import triangles_of
 from cellquilt.geometry.neighbours import SpatialGraph, neighbour_graph
 from cellquilt.spatial.cooccurrence import co_occurrence_of
@@ -22,6 +18,9 @@ from cellquilt.spatial.distances import distances_of, distances_to_pattern, near
 from cellquilt.spatial.enrichment import enrichment_of, join_count_moments
 from cellquilt.spatial.network import network_of
 from cellquilt.spatial.niches import niches_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse.csgraph import dijkstra
 
 RECORDED = Path(__file__).parents[1] / "data/squidpy_1.8.3"
 GROUPS = ["a", "b", "c"]
@@ -61,7 +60,7 @@ def square_grid(side: int) -> SpatialGraph:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_edges_are_those_of_brute_force(seed):
-    xy, codes, graph = scene(seed)
+    _xy, codes, graph = scene(seed)
     found = enrichment_of(graph, codes, GROUPS, n_permutations=0)
     matrix = graph.to_csr().toarray() > 0
     for i, j in itertools.product(range(3), repeat=2):
@@ -101,7 +100,8 @@ def test_permutations_agree_with_the_exact_moments():
     apart = (xy[:, 0] > 100).astype(int)
     found = enrichment_of(graph, apart, ["left", "right"], n_permutations=199)
     assert found.p.max() == 1 / 200
-    assert found.z[0, 1] < -8 and found.z[0, 0] > 8
+    assert found.z[0, 1] < -8
+    assert found.z[0, 0] > 8
     p = [
         enrichment_of(graph, rng.permutation(apart), ["left", "right"], n_permutations=99, seed=s).p[0, 1]
         for s in range(200)
@@ -176,7 +176,8 @@ def test_groups_that_exclude_each_other_nearby():
     xy = rng.random((600, 2)) * 100
     codes = (xy[:, 0] > 50).astype(int)
     found = co_occurrence_of(xy, codes, ["l", "r"], (0, 10, 20, 60), n_permutations=99)
-    assert (np.diff(found.ratio[:, 0, 1]) > 0).all() and found.ratio[0, 0, 1] < 0.25
+    assert (np.diff(found.ratio[:, 0, 1]) > 0).all()
+    assert found.ratio[0, 0, 1] < 0.25
     assert found.p[0, 0, 1] == 0.01
 
 
@@ -270,7 +271,8 @@ def test_a_pattern_stays_where_it_is():
     many = [far[rng.permutation(400)[: (codes == 0).sum()]].mean() for _ in range(2000)]
     assert found.expected[0, 0] == pytest.approx(far.mean())
     assert found.deviation[0, 0] == pytest.approx(np.std(many), rel=0.06)
-    assert found.p[0, 0] == 1 / 501 and found.z[0, 0] < -3
+    assert found.p[0, 0] == 1 / 501
+    assert found.z[0, 0] < -3
 
 
 def test_cells_without_a_way_are_counted_not_cut():
@@ -281,7 +283,8 @@ def test_cells_without_a_way_are_counted_not_cut():
     graph = neighbour_graph(xy, radius_um=60)
     found = distances_of(graph, codes, ["plain", "near", "island"], n_permutations=0)
     assert found.unreachable.tolist() == [[0, 0, 28], [0, 0, 2], [3, 3, 0]]
-    assert np.isnan(found.mean[0, 2]) and np.isfinite(found.mean[0, 1])
+    assert np.isnan(found.mean[0, 2])
+    assert np.isfinite(found.mean[0, 1])
 
 
 def test_a_group_of_one_cell_has_no_other_of_its_own():
@@ -290,8 +293,10 @@ def test_a_group_of_one_cell_has_no_other_of_its_own():
     codes[0] = 2
     for places in (xy, graph):
         found = distances_of(places, codes, GROUPS, n_permutations=5)
-        assert np.isnan(found.mean[2, 2]) and np.isnan(found.p[2, 2])
-        assert np.isfinite(found.p[:2]).all() and np.isfinite(found.p[2, :2]).all()
+        assert np.isnan(found.mean[2, 2])
+        assert np.isnan(found.p[2, 2])
+        assert np.isfinite(found.p[:2]).all()
+        assert np.isfinite(found.p[2, :2]).all()
 
 
 # --- what must not matter
@@ -380,7 +385,8 @@ def test_few_cells_make_no_niche():
 def test_a_row_of_cells_is_a_niche_without_triangles():
     xy = np.column_stack([np.arange(20) * 10.0, np.zeros(20)])
     found = niches_of(xy, neighbour_graph(xy), np.zeros(20, dtype=int), ["line"], min_cells=5)
-    assert len(found) == 1 and found.area_um2[0] > 0
+    assert len(found) == 1
+    assert found.area_um2[0] > 0
     assert shapely.bounds(found.outlines)[0, 2] - shapely.bounds(found.outlines)[0, 0] >= 190
 
 
@@ -413,7 +419,8 @@ def test_the_network_is_the_mean_of_steps():
     assert found.hops[1, 3] == pytest.approx(to_left[types == 1].mean())
     np.fill_diagonal(hops, np.inf)
     assert found.hops[0, 2] == pytest.approx(hops[np.ix_(types == 0, types == 2)].min(axis=1).mean())
-    assert (found.weights == found.weights.T).all() and (np.diag(found.weights) == 0).all()
+    assert (found.weights == found.weights.T).all()
+    assert (np.diag(found.weights) == 0).all()
     assert found.numbers[2, 1] == ((types == 2) & (niches == 1)).sum()
     share = found.composition()
     np.testing.assert_allclose(share.groupby("niche")["share"].sum(), 1)
