@@ -90,7 +90,8 @@ def test_methods_are_compared_and_none_takes_the_others_down(folder):
     assert tasks(run, "whole") == sorted([
         *("CONVERT", "TISSUE", "PATCHIFY generic", "SEGMENT_GENERIC generic", "RESOLVE generic", "RESOLVE vendor"),
         *("PATCHIFY_TRANSCRIPTS generic+baysor", "SEGMENT_BAYSOR generic+baysor", "RESOLVE_TRANSCRIPTS generic+baysor"),
-        *("AGGREGATE generic", "AGGREGATE generic+baysor", "AGGREGATE vendor", "ASSEMBLE", "COMPARE", "REPORT"),
+        *("AGGREGATE generic", "AGGREGATE generic+baysor", "AGGREGATE vendor"),
+        *("ASSEMBLE", "COMPARE", "REPORT", "EXPLORER"),
     ])  # fmt: skip
     assert (rows["whole"]["status"], rows["whole"]["cause"]) == ("done", "")
     store = results / "whole/whole.zarr"
@@ -156,7 +157,7 @@ def test_methods_are_compared_and_none_takes_the_others_down(folder):
 def test_one_more_method_runs_only_what_is_new(folder):
     run = launch(folder, "vendor,generic+baysor,baysor", "-resume")
     assert tasks(run, "whole") == [
-        *("AGGREGATE baysor", "ASSEMBLE", "COMPARE", "PATCHIFY_TRANSCRIPTS baysor", "REPORT"),
+        *("AGGREGATE baysor", "ASSEMBLE", "COMPARE", "EXPLORER", "PATCHIFY_TRANSCRIPTS baysor", "REPORT"),
         *("RESOLVE_TRANSCRIPTS baysor", "SEGMENT_BAYSOR baysor"),
     ]
     assert tasks(run, "mistaken") == []  # its own column says what it compares
@@ -166,6 +167,6 @@ def test_one_more_method_runs_only_what_is_new(folder):
     check_table(store, spatialdata.read_zarr(store).tables["table_baysor"], "baysor_boundaries")
     # Each method's tables are the same as before: what comes and goes beside them has no say.
     again = launch(folder, "vendor", "-resume")
-    assert tasks(again, "whole") == ["ASSEMBLE", "COMPARE", "REPORT"]
+    assert tasks(again, "whole") == ["ASSEMBLE", "COMPARE", "EXPLORER", "REPORT"]
     assert tasks(again, "partly") == ["COMPARE", "REPORT"]  # nothing was asked for this time that is missing
     assert read_comparison(folder / "results/partly/comparison.json").notes == ()

@@ -258,6 +258,6 @@ def test_stubs_draw_the_whole_graph(cohort, tmp_path):
     assert run.code == 0, run.out + run.err
     done = {task["process"].split(":")[-1] for task in run.trace}
     assert done == {
-        *("CONVERT", "RESOLVE", "AGGREGATE", "ASSEMBLE", "REPORT", "SAMPLES"),
+        *("CONVERT", "RESOLVE", "AGGREGATE", "ASSEMBLE", "REPORT", "EXPLORER", "SAMPLES"),
         *(f"DOMAINS_{stage}" for stage in ("PREPARE", "TRAIN", "EMBED", "ASSIGN", "ANNOTATE", "REPORT")),
     }

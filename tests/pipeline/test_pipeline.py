@@ -20,6 +20,7 @@ import pytest
 import spatialdata
 import tifffile
 import yaml
+from cellquilt import explorer
 from cellquilt.core.points import iter_points
 from cellquilt.core.shapes import read_geoparquet, read_shapes
 from cellquilt.core.sizes import size_of
@@ -146,6 +147,8 @@ def test_a_run_publishes_what_the_contract_says(finished, slides):
         per_cell = np.asarray(table.X.sum(axis=1)).ravel()
         assert per_cell.tolist() == [sums.get(cell, 0) for cell in table.obs_names]
         assert {"global", "microns"} <= set(sdata.coordinate_systems)
+        viewer = explorer.validate(results / sample / "explorer")
+        assert (viewer["cells"], viewer["transcripts"]) == (table.n_obs, len(transcripts))
         exports = results / sample / "exports"
         assert sorted(entry.name for entry in exports.iterdir()) == ["qupath", "vpt"]
         cells = pq.read_table(exports / "vpt" / "cell_boundaries.parquet", columns=["Name"]).column("Name").to_pylist()
@@ -218,7 +221,7 @@ def test_one_changed_row_runs_only_that_sample_again(finished, slides):
     again = {(task["process"].split(":")[-1], task["tag"]) for task in run.trace if task["status"] == "COMPLETED"}
     assert again == {
         *(("RESOLVE", "s2:generic"), ("AGGREGATE", "s2:generic")),
-        *(("ASSEMBLE", "s2"), ("REPORT", "s2"), ("SAMPLES", "-")),
+        *(("ASSEMBLE", "s2"), ("REPORT", "s2"), ("EXPLORER", "s2"), ("SAMPLES", "-")),
     }
     assert fingerprint(folder / "results" / "s1" / "s1.zarr") == prints["s1"]
     assert fingerprint(folder / "results" / "s2" / "s2.zarr") != prints["s2"]
@@ -333,6 +336,7 @@ def test_stubs_draw_the_whole_graph(nextflow, slides):
     done = {task["process"].split(":")[-1] for task in run.trace}
     assert done == {
         "CONVERT", "TISSUE", "PATCHIFY", "SEGMENT_CELLPOSE", "RESOLVE", "AGGREGATE", "ASSEMBLE", "REPORT", "SAMPLES",
+        "EXPLORER",
     }  # fmt: skip
 
 

@@ -210,12 +210,12 @@ def test_tasks_are_those_that_the_pipeline_starts(slides, tmp_path):
         sheet(tmp_path, simulated(slides, "a"), simulated(slides, "b", compare="vendor")), **GENERIC
     )
     assert found.samples["a"].tasks == {
-        "AGGREGATE": 1, "ASSEMBLE": 1, "CONVERT": 1, "PATCHIFY": 1, "REPORT": 1, "RESOLVE": 1, "SEGMENT_GENERIC": 2,
-        "TISSUE": 1,
+        "AGGREGATE": 1, "ASSEMBLE": 1, "CONVERT": 1, "EXPLORER": 1, "PATCHIFY": 1, "REPORT": 1, "RESOLVE": 1,
+        "SEGMENT_GENERIC": 2, "TISSUE": 1,
     }  # fmt: skip
     assert found.samples["b"].tasks == {**found.samples["a"].tasks, "AGGREGATE": 2, "COMPARE": 1, "RESOLVE": 2}
     assert found.total.tasks["SAMPLES"] == 1
-    assert sum(found.total.tasks.values()) == 9 + 12 + 1
+    assert sum(found.total.tasks.values()) == 10 + 13 + 1
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_tasks_are_those_that_the_pipeline_starts(slides, tmp_path):
 )  # fmt: skip
 def test_tasks_of_other_methods(slides, tmp_path, parameters, more):
     found = cellquilt.estimate(sheet(tmp_path, simulated(slides, "a")), **parameters)
-    always = {"CONVERT": 1, "AGGREGATE": 1, "ASSEMBLE": 1, "REPORT": 1, "SAMPLES": 1}
+    always = {"CONVERT": 1, "AGGREGATE": 1, "ASSEMBLE": 1, "REPORT": 1, "EXPLORER": 1, "SAMPLES": 1}
     n = pq.read_metadata(slides / "sim/slide_0/transcripts.parquet").num_rows
     if "SEGMENT_BAYSOR" in more:
         more = {**more, "SEGMENT_BAYSOR": -(-n // 5000)}
@@ -261,7 +261,7 @@ def test_the_estimate_of_the_demo_is_that_of_its_trace(tmp_path):
     # Recorded by scripts/demo.sh on two cores, beside much other work: so it is the CPU time used that is compared.
     with (DATA / "demo_trace.tsv").open(newline="") as file:
         tasks, cpu_s, peak_mb = took(csv.DictReader(file, delimiter="\t"))
-    found = cellquilt.estimate(make_demo_input(tmp_path / "input"), domains="train", domains_n=4)
+    found = cellquilt.estimate(make_demo_input(tmp_path / "input"), domains="train", domains_n=4, explorer=False)
     assert found.total.tasks == tasks
     assert cpu_s / 2 < 3600 * found.total.cpu_h < 2 * cpu_s
     assert peak_mb / 2 < found.total.peak_mb < 2 * peak_mb

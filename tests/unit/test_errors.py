@@ -27,6 +27,8 @@ COMPUTED = {
     ("spatial/slides.py", "code"): {"domains-missing", "condition-missing", "column-unknown"},
     ("spatial/cohort.py", "code"): {"column-unknown", "condition-missing", "batch-missing"},
     ("spatial/cohort.py", "f'{what}-mixed'"): {"condition-mixed", "batch-mixed"},
+    ("explorer/folder.py", "error.code"): set(),  # the same error, with the folder as the user knows it
+    ("explorer/imports.py", "code"): {"explorer-selection", "explorer-categories", "explorer-names"},
     ("readers/base.py", "f'{what}-not-found'"): {"transcripts-not-found", "prior-cells-not-found", "regions-not-found"},
     ("segment/executable.py", "f'{name}-timeout'"): {"baysor-timeout", "proseg-timeout"},
 }

@@ -7,6 +7,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
+    from cellquilt import explorer
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "explorer":
+        return importlib.import_module("cellquilt.explorer")
+    raise AttributeError(f"module 'cellquilt.io' has no attribute {name!r}")
+
 
 def read(path: str | Path, technology: str, *, output: str | Path | None = None, **settings: Any) -> "SpatialData":
     """Read a machine's output.
