@@ -531,8 +531,8 @@ class _Binned:
             if places is None or places[0].max(initial=0) >= shape[0] or places[1].max(initial=0) >= shape[1]:
                 raise CellquiltError(
                     "visium-hd-counts",
-                    f"{matrix.name} has bins that are not on the grid of {shape[0]} × {shape[1]} bins of {self._bin_um} "
-                    f"µm; the first of the block is {_text(names[0])}",
+                    f"{matrix.name} has bins that are not on the grid of {shape[0]} × {shape[1]} bins of "
+                    f"{self._bin_um} µm; the first of the block is {_text(names[0])}",
                     f"give matrix and {POSITIONS} of one folder",
                 )
             rows.append(places[0])
