@@ -9,6 +9,7 @@ import tifffile
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.images import open_image
 from cellquilt.readers.hyperion import parse_channel
+from cellquilt.segment.engine import pick_channels
 from cellquilt.simulate import simulate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -126,6 +127,14 @@ def test_isotopes_and_markers(name, isotope, marker) -> None:
 def test_any_name_has_a_marker(name) -> None:
     assert parse_channel(f"141Pr_{name}").mass is not None or name[:1].isalnum() is False
     assert isinstance(parse_channel(name).marker, str)
+
+
+@pytest.mark.parametrize(("name", "channel"), [("191Ir_191Ir", "191Ir"), ("193Ir_DNA2", "DNA2"), ("Ir193", "193Ir")])
+def test_the_intercalator_is_what_is_segmented(tmp_path, name, channel) -> None:
+    for file in ("141Pr_CD3", name):
+        write(tmp_path / "roi" / f"{file}.tiff")
+    image = open_image(convert(tmp_path / "roi", TECHNOLOGY, tmp_path / "out.zarr").path)
+    assert pick_channels(image, None) == (channel,)
 
 
 def test_order_and_duplicates(tmp_path) -> None:

@@ -70,7 +70,7 @@ def _file(request: Request) -> Path:
         raise CellquiltError(
             "phenocycler-several",
             f"{request.source} holds {len(found)} slides: {some([path.name for path in found])}",
-            "name the file of the one that is meant",
+            "name the file of the one that is meant; a TIFF a channel is technology macsima or hyperion",
         )
     return found[0]
 

@@ -169,7 +169,7 @@ def setting(settings: Mapping[str, Any], name: str) -> Any:
     return table.default(name)
 
 
-_NUCLEAR = re.compile(r"dapi|hoechst|draq|syto|nuc|histone|h33|\bdna|ir19[13]", re.IGNORECASE)
+_NUCLEAR = re.compile(r"dapi|hoechst|draq|syto|nuc|histone|h33|\bdna|ir19[13]|19[13]ir", re.IGNORECASE)
 
 
 def is_nuclear_stain(channels: Sequence[str]) -> bool:
