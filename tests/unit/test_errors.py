@@ -30,6 +30,7 @@ COMPUTED = {
     ("explorer/folder.py", "error.code"): set(),  # the same error, with the folder as the user knows it
     ("explorer/imports.py", "code"): {"explorer-selection", "explorer-categories", "explorer-names"},
     ("readers/base.py", "f'{what}-not-found'"): {"transcripts-not-found", "prior-cells-not-found", "regions-not-found"},
+    ("readers/cosmx.py", "self._code"): {"cosmx-cells-unreadable", "cosmx-fov-positions"},
     ("segment/executable.py", "f'{name}-timeout'"): {"baysor-timeout", "proseg-timeout"},
 }
 
