@@ -19,6 +19,7 @@ from cellquilt.core.log import LOG
 from cellquilt.core.shapes import ShapesTable
 from cellquilt.core.transforms import GLOBAL, MICRONS, Affine, identity
 from cellquilt.readers.base import ImageSource, PointsSource, Reader, Request, Slide, choose_planes, project
+from cellquilt.readers.channels import natural_key
 from cellquilt.readers.tiff import TiffImage, unique_names
 from cellquilt.readers.transcript_table import TranscriptTable
 
@@ -61,7 +62,7 @@ def open_merscope(request: Request) -> Slide:
         in_um, lambda: table.batches(z_step_um=step, min_qv=settings["min_qv"]), table.about_rows
     )
     cells = next((folder / name for name in _CELLS if (folder / name).is_file()), None)
-    hdf5 = sorted((folder / "cell_boundaries").glob("*.hdf5"), key=lambda path: _natural(path.name))
+    hdf5 = sorted((folder / "cell_boundaries").glob("*.hdf5"), key=lambda path: natural_key(path.name))
     if cells is not None:
         slide.shapes[CELLS] = lambda: _parquet_cells(cells, f"{source}/{cells.name}", in_um)
     elif hdf5:
@@ -72,13 +73,6 @@ def open_merscope(request: Request) -> Slide:
 
 
 READER = Reader("merscope", "MERSCOPE", open_merscope)
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """A key that sorts numbers in names as numbers."""
-    return [
-        (0, int(part), "") if part.isdigit() else (1, 0, part.casefold()) for part in re.findall(r"\d+|\D+", name)
-    ] + [(2, 0, name)]
 
 
 def read_transform(path: Path, source: str) -> Affine:
@@ -135,7 +129,7 @@ def _mosaics(images: Path, source: str) -> dict[str, dict[int, Path]]:
         raise CellquiltError(
             "merscope-no-images", f"{source}/images has no mosaic_<stain>_z<plane>.tif", "complete the folder"
         )
-    stains = sorted(found, key=lambda stain: (stain.upper() != "DAPI", _natural(stain)))
+    stains = sorted(found, key=lambda stain: (stain.upper() != "DAPI", natural_key(stain)))
     return {stain: dict(sorted(found[stain].items())) for stain in stains}
 
 
@@ -256,10 +250,10 @@ def _hdf5_rows(path: Path, name: str) -> Iterator[tuple[str, int, shapely.Geomet
         with h5py.File(path) as file:
             cells = file.get("featuredata", {})
             for cell in sorted(cells):
-                planes = sorted((key for key in cells[cell] if re.fullmatch(r"zIndex_\d+", key)), key=_natural)
+                planes = sorted((key for key in cells[cell] if re.fullmatch(r"zIndex_\d+", key)), key=natural_key)
                 for key in planes:
                     parts = cells[cell][key]
-                    rings = [np.asarray(parts[part]["coordinates"])[0] for part in sorted(parts, key=_natural)]
+                    rings = [np.asarray(parts[part]["coordinates"])[0] for part in sorted(parts, key=natural_key)]
                     polygons = [shapely.Polygon(ring[:, :2]) for ring in rings if len(ring) >= 3]
                     if polygons:
                         shape = polygons[0] if len(polygons) == 1 else shapely.union_all(polygons)
