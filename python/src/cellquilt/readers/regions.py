@@ -86,8 +86,8 @@ def _on_image(path: Path, names: list[str], geometry: np.ndarray, image_size: tu
         x0, y0, x1, y1 = shapely.bounds(geometry[outside[0]])
         raise CellquiltError(
             "regions-outside",
-            f'{path.name}: region "{names[outside[0]]}" (x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} px) lies outside '
-            f"the image of {width} × {height} px",
+            f'{path.name}: region "{names[outside[0]]}" (x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} px) lies '
+            f"outside the image of {width} × {height} px",
             "is regions_unit right? QuPath's coordinates are pixels (px), Xenium Explorer's µm (um)",
         )
     for number in np.flatnonzero(there < shapely.area(geometry) * (1 - 1e-9)).tolist():

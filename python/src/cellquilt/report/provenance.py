@@ -14,12 +14,15 @@ from cellquilt.core.settings import BY_NAME, TRANSCRIPT_METHODS, WITHOUT_IMAGE
 INPUTS = tuple(column for column in SHEET_FILES if column != "truth")
 #: What a step's command may be told: groups of settings; "" stands for the group of the step's own method.
 _OPTIONS = {
-    "convert": ("convert", "resources"),
+    "convert": ("convert", "regions", "resources"),
     "tissue": ("tissue", "resources"),
     "patchify": ("patch", "segmentation", "", "resources"),
     "patchify_transcripts": ("transcripts", "segmentation", "", "resources"),
     "resolve": ("segmentation", "resolve", "resources"),
     "aggregate": ("aggregate", "resources"),
+    "split": ("regions", "resources"),
+    "cluster": ("cluster", "resources"),
+    "annotate": ("annotate", "resources"),
 }
 #: A method stands in the command itself.
 _IN_VERB = ("segmentation",)
@@ -116,6 +119,12 @@ def differs(name: str, value: Any) -> bool:
     return name not in BY_NAME or value != BY_NAME[name].default
 
 
+def sample_of_sheet(records: Sequence[Mapping[str, Any]], sample: str) -> str:
+    """The sample in whose row of the sheet a slide stands: of a region that of the whole slide."""
+    parents = [record.get("facts", {}).get("parent") for record in of_stage(records, "split")]
+    return next((str(parent) for parent in parents if parent), sample)
+
+
 def commands(records: Sequence[Mapping[str, Any]], sample: str, files: Mapping[str, str]) -> list[str]:
     """The command lines that make a slide again, on one store, with the settings that differ from their defaults.
 
@@ -128,6 +137,7 @@ def commands(records: Sequence[Mapping[str, Any]], sample: str, files: Mapping[s
     files
         Column of the sheet → path.
     """
+    region, sample = sample, sample_of_sheet(records, sample)
     store = f"{sample}.zarr"
     lines: list[str] = []
     for record in of_stage(records, "convert")[:1]:
@@ -150,6 +160,14 @@ def commands(records: Sequence[Mapping[str, Any]], sample: str, files: Mapping[s
         metadata = record.get("facts", {}).get("metadata")
         more = ["--settings", json.dumps({"metadata": metadata})] if metadata else []
         lines.append(_line(["aggregate", store, *more], record))
+    if region != sample:
+        lines += [_line(["split", store, "--output", "split"], record) for record in of_stage(records, "split")[:1]]
+        store = f"split/{region}.slide.zarr"
+    for record in of_stage(records, "cluster")[-1:]:
+        lines.append(_line(["cluster", store], record))
+    for record in of_stage(records, "annotate")[-1:]:
+        by = "markers" if record.get("parameters", {}).get("annotate_markers") else "transfer"
+        lines.append(_line(["annotate", by, store], record))
     return lines
 
 

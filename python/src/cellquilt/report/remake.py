@@ -16,7 +16,16 @@ from cellquilt.core.errors import CellquiltError
 from cellquilt.core.settings import BY_NAME
 from cellquilt.core.store import Store
 from cellquilt.readers.base import describe_file
-from cellquilt.report.provenance import INPUTS, commands, differs, inputs_of, metadata_of, named_inputs, provenance
+from cellquilt.report.provenance import (
+    INPUTS,
+    commands,
+    differs,
+    inputs_of,
+    metadata_of,
+    named_inputs,
+    provenance,
+    sample_of_sheet,
+)
 from cellquilt.report.qc import stage_versions
 
 #: Key of what is known of an annotated cell table, in its `uns`: JSON.
@@ -133,7 +142,7 @@ def _of_slide(path: Path) -> Origin | None:
         return None
     known = {**provenance(store.records, store.name), **store.attributes}
     return Origin(
-        sample=store.name,
+        sample=sample_of_sheet(store.records, store.name),
         technology=known.get("technology") or "",
         version=known.get("version") or __version__,
         verdict=known.get("verdict") or "",
