@@ -177,6 +177,19 @@ def test_imagej_labels_are_names(tmp_path, labels) -> None:
     assert open_image(store.path).pixel_size_um == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(
+    "label", ["doe_jane_{}.tif", "0010,0010 Patient's Name: DOE\n{}", "{}" + "x" * 60, "D:\\doe\\{}"]
+)
+def test_imagej_labels_that_are_no_names_stay_out(tmp_path, label) -> None:
+    tifffile.imwrite(
+        tmp_path / "a.tif", noise((2, 60, 80)), imagej=True, resolution=(2, 2),
+        metadata={"axes": "CYX", "unit": "um", "Labels": [label.format(k) for k in range(2)]},
+    )  # fmt: skip
+    store = convert(tmp_path / "a.tif", TECHNOLOGY, tmp_path / "out.zarr")
+    assert channels(store) == ["channel_0", "channel_1"]
+    assert_nowhere(store.path, ["doe", "DOE", "xxxx"])
+
+
 def test_ome_tiff_as_qupath_writes_it(tmp_path) -> None:
     planes = noise((2, 300, 400))
     names = {"Channel": {"Name": ["DAPI", "CD3"]}}

@@ -30,6 +30,8 @@ _UNIT_UM = {
 }  # fmt: skip
 #: What scanners call pictures of the whole glass slide: its label may show a name.
 OF_THE_GLASS = re.compile(r"(label|macro|thumbnail|overview|barcode|map)([ _-]image)?", re.IGNORECASE)
+#: What is no channel's name among ImageJ's labels: headers, names of files, and whatever is longer.
+_NO_LABEL = re.compile(r"[\n\r\\]|\.(tiff?|jpe?g|png|bmp|dcm|czi|nd2|lif|svs|ims|dv|qptiff)$|.{41}", re.IGNORECASE)
 #: What Bio-Formats puts before a channel's name in ImageJ's labels.
 _POSITION = re.compile(r"^(?:[czt]:\d+/\d+[ ;]*)+-\s*")
 # A resolution tag coarser than this is a printer's or a screen's (72, 96, 300 dots an inch), not a microscope's.
@@ -394,11 +396,16 @@ class TiffImage:
         self.z_step_um = float(spacing) * unit if spacing else None
 
     def _from_labels(self, labels: Any, names: list[str | None]) -> list[str | None]:
-        """ImageJ's labels, one a plane, where they tell channels apart."""
+        """ImageJ's labels, one a plane, where they tell channels apart and read like names of them.
+
+        A label may as well be the name of a file or the header of one, with whatever that tells of a person.
+        """
         if not isinstance(labels, list | tuple) or len(labels) != self._pages.size or self._samples > 1:
             return names
-        found = [_POSITION.sub("", str(labels[int(page)])).strip() or None for page in self._pages[:, 0]]
-        return found if len(set(found)) > 1 else names
+        found = [_POSITION.sub("", str(labels[int(page)])).strip() for page in self._pages[:, 0]]
+        if len(set(found)) < 2 or any(map(_NO_LABEL.search, found)):
+            return names
+        return [label or None for label in found]
 
     def descriptions(self) -> list[str]:
         """What the page of each channel, of the first plane, says about itself: no more than some text to look into."""
