@@ -288,6 +288,25 @@ def test_names_that_get_too_long(tmp_path):
     assert region_sample("s", found.slug) == f"s_{'b' * 40}"
 
 
+def test_a_file_that_is_not_there_is_told_before_the_slide_is_read(tmp_path):
+    from cellquilt.readers import convert_slide
+
+    (tmp_path / "x.tif").touch()
+    with pytest.raises(CellquiltError, match=r"no\.geojson does not exist") as caught:
+        convert_slide(tmp_path / "x.tif", technology="ome_tif", regions=tmp_path / "no.geojson")
+    assert caught.value.code == "regions-not-found"
+
+
+def test_in_python_each_region_is_an_object(split, file, tmp_path):
+    import cellquilt as cq
+
+    whole, regions, _ = split
+    found = cq.split_regions(whole, file, tmp_path / "out")
+    assert list(found) == [f"s1_{slug}" for slug in SLUGS]
+    for sdata, same in zip(found.values(), regions.values(), strict=True):
+        assert sdata.tables["table"].obs_names.tolist() == same.tables["table"].obs_names.tolist()
+
+
 def test_a_slide_without_cells_counted_is_refused(parts, file, tmp_path):
     with pytest.raises(CellquiltError, match="has no tables"):
         split_slide(parts[:4], tmp_path / "out", settings=Settings(), regions=file)
