@@ -33,7 +33,7 @@ from cellquilt.simulate.cosmx import _STAINS, ORIGIN_PX
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-PIXEL, WIDTH, HEIGHT = 0.3, 330, 270
+PIXEL, WIDTH, HEIGHT = 0.3, 300, 240
 MADE = {"width_px": WIDTH, "height_px": HEIGHT, "pixel_size_um": PIXEL, "seed": 2, "n_genes": 40, "fov_um": 60.0}
 MADE["density_factor"] = 0.4
 
@@ -343,7 +343,7 @@ def write_fields(folder: Path, fields: dict[tuple[float, float], np.ndarray], or
     return folder
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_overlaps_are_blended_whatever_the_order(tmp_path_factory, data) -> None:
     n = data.draw(st.integers(1, 5))

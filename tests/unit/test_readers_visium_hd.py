@@ -38,7 +38,7 @@ from cellquilt.simulate.bins import count_in_bins
 from cellquilt.simulate.visium_hd import ANGLE_DEG, stained
 from PIL import Image
 
-PIXEL, WIDTH, HEIGHT = 0.3, 300, 240
+PIXEL, WIDTH, HEIGHT = 0.3, 220, 170
 MADE = {"width_px": WIDTH, "height_px": HEIGHT, "pixel_size_um": PIXEL, "seed": 5, "n_genes": 30}
 BINS = "binned_outputs/square_002um"
 
