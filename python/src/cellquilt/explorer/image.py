@@ -1,7 +1,7 @@
 """``morphology.ome.tif``: the image as the viewer reads it, 8 bits, tiles of 1024 px, a pyramid."""
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,23 +94,22 @@ def whites(image: Image) -> dict[str, float]:
     return out
 
 
-def to_8_bits(dtype: np.dtype, white: float) -> Callable[[NDArray], NDArray[np.uint8]]:
-    """What turns pixels into 8 bits: 0 stays 0, `white` becomes 255, linear between, rounded."""
-    if dtype == np.uint8:
-        return lambda pixels: pixels
-    if dtype == np.uint16:
+def to_8_bits(pixels: NDArray, white: float, out: NDArray[np.uint8]) -> None:
+    """Fill `out` with pixels of 8 bits: 0 stays 0, `white` becomes 255, linear between, rounded."""
+    if pixels.dtype == np.uint8:
+        out[:] = pixels
+    elif pixels.dtype == np.uint16:
         table = np.minimum(np.arange(1 << 16) * (255.0 / white) + 0.5, 255).astype(np.uint8)
-        return lambda pixels: _look_up(table, pixels)
-    return lambda pixels: np.clip(pixels * (255.0 / white) + 0.5, 0, 255).astype(np.uint8)
+        _look_up(table, pixels, out)
+    else:
+        out[:] = np.clip(pixels * (255.0 / white) + 0.5, 0, 255).astype(np.uint8)
 
 
 @numba.njit(cache=True, nogil=True)
-def _look_up(table, pixels):
-    out = np.empty(pixels.shape, np.uint8)
+def _look_up(table, pixels, out):
     for i in range(pixels.shape[0]):
         for j in range(pixels.shape[1]):
             out[i, j] = table[pixels[i, j]]
-    return out
 
 
 def _tiles(image: Image, white: dict[str, float], name: str) -> Iterator[NDArray[np.uint8]]:
@@ -119,12 +118,11 @@ def _tiles(image: Image, white: dict[str, float], name: str) -> Iterator[NDArray
     step = max(image.chunk_px // TILE_PX, 1) * TILE_PX
     strips = [(channel, y0) for channel in image.channels for y0 in range(0, height, step)]
     for channel, y0 in progress(strips, f"{name}: image for the viewer"):
-        convert = to_8_bits(image.dtype, white[channel])
         y1 = min(y0 + step, height)
         strip = np.empty((y1 - y0, width), np.uint8)
         for x0 in range(0, width, step):
             x1 = min(x0 + step, width)
-            strip[:, x0:x1] = convert(image.read(y0, y1, x0, x1, channels=[channel])[0])
+            to_8_bits(image.read(y0, y1, x0, x1, channels=[channel])[0], white[channel], strip[:, x0:x1])
         for top in range(0, y1 - y0, TILE_PX):
             for left in range(0, width, TILE_PX):
                 yield strip[top : top + TILE_PX, left : left + TILE_PX]
