@@ -35,6 +35,7 @@ MODULES = (
     "bench_transcripts",
     "bench_explorer",
     "bench_domains",
+    "bench_spatial",
     "bench_path",
 )
 #: Written when the clock starts: a time limit is for the step, not for imports and inputs.

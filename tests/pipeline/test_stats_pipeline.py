@@ -28,9 +28,9 @@ def finished(tmp_path_factory):
     with (folder / "sheet.csv").open("w", newline="") as file:
         sheet = csv.writer(file)
         sheet.writerow(["sample", "technology", "path", "xenium_image", "condition", "stats_cell_type"])
-        sheet.writerow(["s1", "xenium", "sim/slide_0", "none", "control", ""])
+        sheet.writerow(["s1", "xenium", "sim/slide_0", "none", "case", ""])
         sheet.writerow(["s2", "xenium", "sim/slide_1", "none", "control", "kind"])
-        sheet.writerow(["table", "anndata", "cells.h5ad", "", "case", "domain_true"])
+        sheet.writerow(["table", "anndata", "cells.h5ad", "", "control", "domain_true"])
     run = Nextflow(folder).pipeline(
         *("--input", folder / "sheet.csv", "--segmentation", "vendor", "--domains", "train", "--domains_n", "4"),
         *("--stats", "--stats_permutations", "19"),
@@ -87,4 +87,4 @@ def test_the_cohort_is_brought_together(finished):
     assert "Spatial statistics of 2 slides" in page
     assert str(finished[0]) not in page
     about = json.loads((results(finished) / "s1/stats/about.json").read_text())
-    assert about["metadata"]["condition"] == "control"
+    assert about["metadata"]["condition"] == "case"

@@ -3,7 +3,7 @@
 import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -142,7 +142,8 @@ def align(
     else:
         from cellquilt.readers.he_image import check_matrix, read_matrix
 
-        known = read_matrix(Path(matrix)) if isinstance(matrix, str | Path) else check_matrix(matrix, "matrix")
+        values: Any = matrix
+        known = read_matrix(Path(values)) if isinstance(values, str | Path) else check_matrix(values, "matrix")
         found = Alignment(known, np.zeros(0), np.zeros(0))
     transforms = {
         system: SpatialAffine(map_ @ found.matrix, input_axes=("x", "y"), output_axes=("x", "y"))

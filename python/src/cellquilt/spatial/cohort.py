@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError, did_you_mean
+from cellquilt.core.log import LOG
 from cellquilt.spatial.conditions import ComparedPairs
 from cellquilt.spatial.measures import CELL_TYPE
 from cellquilt.spatial.slides import natural_order
@@ -35,8 +36,8 @@ class CohortStatistics:
         A row for each sample, quantity and pair of groups (or domain): ``sample``, ``condition`` (if asked for),
         ``quantity``, ``a``, ``b``, ``value`` (a logarithm to base 2).
     compared
-        Conditions compared: a row for each pair of conditions, quantity and pair of groups, with the columns of
-        `cellquilt.domains.analysis.compare_conditions`; None without conditions.
+        Conditions compared; None without two of them: a row for each pair of conditions, quantity and pair of groups, with the columns of
+        `cellquilt.domains.analysis.compare_conditions`.
     notes
         What is missing, and why.
     """
@@ -104,7 +105,7 @@ def cohort_statistics(
     ------
     CellquiltError
         ``tables-missing``, ``slide-twice``, ``condition-missing``, ``condition-mixed``, ``batch-missing``,
-        ``batch-mixed``, ``column-unknown``, ``conditions-too-few``, ``reference-unknown``, ``stats-unreadable``.
+        ``batch-mixed``, ``column-unknown``, ``reference-unknown``, ``stats-unreadable``.
     """
     import pandas as pd
 
@@ -134,7 +135,12 @@ def cohort_statistics(
     condition = _one_each(found, units, condition_key, "condition")
     batch = None if batch_key is None else _one_each(found, units, batch_key, "batch")
     values.insert(1, "condition", values["sample"].map(condition))
-    pairs = pairs_of(list(condition.values()), reference)
+    conditions = sorted(set(condition.values()))
+    if len(conditions) < 2:  # what was measured stands all the same
+        text = f'nothing to compare: {condition_key} is "{conditions[0]}" in all samples'
+        LOG.warning("%s", text)
+        return CohortStatistics(values, None, [text, *notes])
+    pairs = pairs_of(conditions, reference)
     batches = None if batch is None else np.array([batch[name] for name in samples])
     compared = ComparedPairs(
         n_permutations, seed, batches, np.array([condition[name] for name in samples], dtype=object)

@@ -204,23 +204,23 @@ def distances_of(
     In µm the test looks at no more than 2000 sources of a group: of larger ones at a random choice, under chance as in
     what is observed. `mean` and `median` are of all.
     """
-    codes = np.asarray(codes, dtype=np.int64)
+    own = np.asarray(codes, dtype=np.int64)
     k = len(groups)
-    sizes = np.bincount(codes[codes >= 0], minlength=k)
+    sizes = np.bincount(own[own >= 0], minlength=k)
     steps = isinstance(places, SpatialGraph)
     if isinstance(places, SpatialGraph):
-        far = nearest_hops(places, codes, k, threads=threads)
+        far = nearest_hops(places, own, k, threads=threads)
     else:
-        far = nearest_um(places, codes, k, threads=threads)
-    mean, median, unreachable = _summary(far, codes, k)
+        far = nearest_um(places, own, k, threads=threads)
+    mean, median, unreachable = _summary(far, own, k)
     permuted = np.full((n_permutations, k, k), np.nan)
-    known = np.flatnonzero(codes >= 0)
+    known = np.flatnonzero(own >= 0)
     tested = mean
     if isinstance(places, SpatialGraph):
-        work = _shuffled_hops(places, codes, known, seed, permuted)
+        work = _shuffled_hops(places, own, known, seed, permuted)
     else:
-        chosen = _choice(codes, k, seed)
-        tested = _summary(far[chosen], codes[chosen], k)[0]
+        chosen = _choice(own, k, seed)
+        tested = _summary(far[chosen], own[chosen], k)[0]
         work = _shuffled_um(np.asarray(places, dtype=np.float64), sizes, known, seed, permuted)
     in_threads(work, n_permutations, threads, 1)
     expected, deviation = _moments(permuted)
@@ -263,18 +263,18 @@ def distances_to_pattern(
     seed, threads
         As in `distances_of`.
     """
-    codes = np.asarray(codes, dtype=np.int64)
-    known = codes >= 0
-    far, codes = np.ascontiguousarray(far[known], dtype=np.float64), codes[known]
+    every = np.asarray(codes, dtype=np.int64)
+    known = every >= 0
+    values, own = np.ascontiguousarray(far[known], dtype=np.float64), every[known]
     s, t = len(sources), len(targets)
-    sizes = np.bincount(codes, minlength=s)
-    mean, median, unreachable = _summary(far, codes, s)
-    reached = np.isfinite(far)
+    sizes = np.bincount(own, minlength=s)
+    mean, median, unreachable = _summary(values, own, s)
+    reached = np.isfinite(values)
     n = reached.sum(axis=0)
-    some = np.where(reached, far, 0.0)
+    some = np.where(reached, values, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         centre = some.sum(axis=0) / n
-        spread = np.where(reached, (far - centre) ** 2, 0.0).sum(axis=0) / (n - 1)
+        spread = np.where(reached, (values - centre) ** 2, 0.0).sum(axis=0) / (n - 1)
         # Drawn without putting back; those without a way are left out of either mean.
         taken = sizes[:, None] - unreachable
         variance = spread / taken * (1 - taken / n)
@@ -284,7 +284,7 @@ def distances_to_pattern(
     kernel: Any = _sources_permuted
 
     def work(part: slice) -> None:
-        kernel(far, codes, s, seed, part.start, permuted[part])
+        kernel(values, own, s, seed, part.start, permuted[part])
 
     in_threads(work, n_permutations, threads, 4)
     p = two_sided(mean, permuted, expected) if n_permutations else np.full((s, t), np.nan)
@@ -390,11 +390,15 @@ def _hops_of_group(indptr, indices, labels, group, steps, origin, queue, out):
                 origin[j] = origin[i]
                 queue[tail] = j
                 tail += 1
-    # Those that were reached stand in the queue by their steps: the first edge to another's cells is not always best.
+            elif steps[i] + steps[j] == 0:
+                out[i] = 1.0
     if n_own > 1:
         for q in range(tail):
             i = queue[q]
             own = origin[i]
+            # A neighbour is one step nearer at most: no edge from here can lead to another on a shorter way.
+            if out[own] <= 2.0 * steps[i]:
+                continue
             for e in range(indptr[i], indptr[i + 1]):
                 j = indices[e]
                 if origin[j] != own:

@@ -139,11 +139,11 @@ def enrichment_of(
 
 def labelled(graph: SpatialGraph, codes: NDArray[np.integer]) -> tuple[SpatialGraph, NDArray[np.int64]]:
     """Only the cells that are of a group, and the edges between them."""
-    codes = np.asarray(codes, dtype=np.int64)
-    known = np.flatnonzero(codes >= 0)
-    if known.size == codes.size:
-        return graph, codes
-    return SpatialGraph.from_csr(graph.to_csr()[known][:, known]), codes[known]
+    own = np.asarray(codes, dtype=np.int64)
+    known = np.flatnonzero(own >= 0)
+    if known.size == own.size:
+        return graph, own
+    return SpatialGraph.from_csr(graph.to_csr()[known][:, known]), own[known]
 
 
 def undirected(graph: SpatialGraph) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

@@ -86,8 +86,9 @@ def _places(path: Path) -> "AnnData":
     from anndata.io import read_elem
 
     def parts(group: Any) -> "AnnData":
-        obsm = {"spatial": read_elem(group["obsm/spatial"])} if "spatial" in group.get("obsm", {}) else {}
-        obsp = {name: read_elem(group[f"obsp/{name}"]) for name in sorted(group["obsp"])} if "obsp" in group else {}
+        obsm: Any = {"spatial": read_elem(group["obsm/spatial"])} if "spatial" in group.get("obsm", {}) else {}
+        names = sorted(group["obsp"]) if "obsp" in group else []
+        obsp: Any = {name: read_elem(group[f"obsp/{name}"]) for name in names}
         return anndata.AnnData(obs=read_elem(group["obs"]), obsm=obsm, obsp=obsp)
 
     if path.is_dir():

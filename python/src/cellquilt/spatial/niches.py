@@ -160,21 +160,21 @@ def niches_of(
     min_cells
         Fewer make no niche.
     """
-    xy, codes = np.asarray(xy_um, dtype=np.float64), np.asarray(codes, dtype=np.int64)
-    part = _components(graph, codes)
+    xy, own = np.asarray(xy_um, dtype=np.float64), np.asarray(codes, dtype=np.int64)
+    part = _components(graph, own)
     size = np.bincount(part, minlength=int(part.max(initial=-1)) + 1)
     first = np.unique(part, return_index=True)[1]
-    large = np.flatnonzero((size >= min_cells) & (codes[first] >= 0)) if part.size else np.zeros(0, np.int64)
+    large = np.flatnonzero((size >= min_cells) & (own[first] >= 0)) if part.size else np.zeros(0, np.int64)
     x, y = (np.bincount(part, weights=axis)[large] / size[large] for axis in xy.T) if large.size else (large, large)
-    order = np.lexsort((x, y, -size[large], codes[first[large]]))
+    order = np.lexsort((x, y, -size[large], own[first[large]]))
     large = large[order]
     number = np.full(size.size, -1, dtype=np.int64)
     number[large] = np.arange(large.size)
     of_cell = number[part] if part.size else part
-    domain = codes[first[large]]
+    domain = own[first[large]]
     spacing = float(np.median(graph.distance_um)) if graph.distance_um.size else 0.0
     outlines = _outlines(xy, graph, of_cell, large.size, spacing)
-    known = codes[codes >= 0]
+    known = own[own >= 0]
     return Niches(
         domains, domain, size[large], of_cell, outlines, _nearest(outlines, domain),
         np.bincount(known, minlength=len(domains)),
@@ -256,7 +256,7 @@ def _threads(
     a, b = a[own], b[own]
     order = np.argsort(of_cell[a], kind="stable")
     a, b = a[order], b[order]
-    lines = shapely.linestrings(np.stack([xy[a], xy[b]], axis=1))
+    lines: Any = shapely.linestrings(np.stack([xy[a], xy[b]], axis=1))
     shapely.multilinestrings(lines, indices=of_cell[a], out=out)
 
 

@@ -162,7 +162,7 @@ def slide_statistics(
     xy = coordinates_of(table)
     tables: dict[str, Any] = {}
     niches = None
-    how = {"n_permutations": n_permutations, "seed": seed, "threads": threads}
+    how: Any = {"n_permutations": n_permutations, "seed": seed, "threads": threads}
     if table.n_obs < 3:
         notes.append(f"{table.n_obs} cells: there is nothing to measure between them")
         types_in = domains_in = None
@@ -252,7 +252,8 @@ def _unreachable(distances: "pd.DataFrame") -> list[str]:
 
 def _sample_of(table: "AnnData") -> str:
     if SAMPLE in table.obs:
-        names = table.obs[SAMPLE].dropna().astype(str).unique()
+        column: Any = table.obs[SAMPLE]
+        names = column.dropna().astype(str).unique()
         if len(names) == 1:
             return str(names[0])
     return "table"
