@@ -365,6 +365,8 @@ class _Fields:
             self.signs[axis] = 1.0 if slope > 0 else -1.0
             off = means(world - self.signs[axis] * local) - self.corner[:, axis]
             common = float(np.median(off[there]))
+            if abs(common) < 1:  # centres of cells are rounded: the positions are as good
+                common = 0.0
             odd = there & (np.abs(off - common) > _OFF_PX)
             if odd.any():
                 text = (
