@@ -195,6 +195,7 @@ def planted_machine(tmp_path_factory) -> Iterator[Path]:
 def published(request, planted_machine) -> tuple[str, Path]:
     """What is published of a slide whose files name people: technology, folder."""
     from cellquilt.aggregation.stage import aggregate_slide
+    from cellquilt.explorer import write as write_explorer
     from cellquilt.formats.stage import export_slide
     from cellquilt.resolve.stage import resolve_slide
     from cellquilt.segment.stages import find_tissue, patchify_image, segment_source
@@ -225,6 +226,7 @@ def published(request, planted_machine) -> tuple[str, Path]:
     samples_table([out / "qc.json"], "s1", out / "samples.tsv")
     formats = ["qupath", "vpt"] + (["xeniumranger"] if technology == "xenium" else [])
     export_slide(store, out / "exports", formats, settings=settings)
+    write_explorer(store, out / "explorer", tables=True)
     return technology, out
 
 
