@@ -146,4 +146,5 @@ def compare(sizes: dict[str, Any], folder: Path) -> Comparison:
         share = float((apart / peers).max())
         return Comparison(None, f"areas differ by {100 * share:.1f} % at most: outlines are drawn in other ways")
     worst = float((apart / np.maximum(np.abs(peers), 1e-9)).max())
-    return Comparison(worst < 1e-4, f"differ by {worst:.1e} at most")
+    # squidpy keeps places in 32 bits: pairs that are just as far as a limit fall on either side.
+    return Comparison(worst < (1e-3 if statistic == "co_occurrence" else 1e-4), f"differ by {worst:.1e} at most")
