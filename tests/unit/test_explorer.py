@@ -239,6 +239,7 @@ def test_groups(store, tmp_path):
     obs["leiden"] = [f"L{k % 4}" for k in range(len(obs))]
     obs.loc[obs.index[:5], "cell_type"] = np.nan
     obs["score"] = np.linspace(0, 1, len(obs))
+    obs["own_name"] = obs.index.to_numpy()
     write(sdata, tmp_path / "x", mode="+bo")
     group = opened(tmp_path / "x", "analysis.zarr.zip")["cell_groups"]
     names = dict(zip(group.attrs["grouping_names"], group.attrs["group_names"], strict=True))

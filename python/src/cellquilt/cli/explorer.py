@@ -20,8 +20,11 @@ def explorer() -> None:
 @explorer.command()
 @click.argument("store", type=_PATH)
 @click.option("-o", "--output", "--output-path", type=_PATH, required=True, help="Folder to make.")
-@click.option("--mode", help="+ or - and letters: i image, t transcripts, c counts, b boundaries, o groups, m manifest, "
-              "p Parquet tables; +o writes these only, -it all others.")  # fmt: skip
+@click.option(
+    "--mode",
+    help="Parts to write: +o the groups only, -it all but image and transcripts; c counts, b boundaries, m manifest, "
+    "p Parquet tables.",
+)
 @click.option("--image", help="Name of the image; default: the main one.")
 @click.option("--layer", help="Layer of the table with the counts; default: X.")
 @click.option("--column", "columns", multiple=True, help="Column of obs to show as groups; default: all that can be.")
@@ -98,7 +101,7 @@ def align(
 @click.option("--folder", type=_PATH, help="The Explorer folder that the groups are of; default: as it would be now.")
 @_overwrite
 def selections(store: Path, file: Path, name: str | None, groups: bool, folder: Path | None, overwrite: bool) -> None:
-    """Add selections drawn in the viewer, or groups of cells made there, to the slide STORE; FILE is what it exports."""
+    """Add selections drawn in the viewer, or groups of cells, to the slide STORE; FILE is what the viewer exports."""
     from cellquilt import explorer as writer
 
     if groups:

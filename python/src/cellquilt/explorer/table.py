@@ -330,6 +330,8 @@ def _groups(values: "pd.Series", asked: bool) -> tuple[NDArray[np.int64], list[s
         if not asked and not (pd.api.types.is_string_dtype(values.dtype) or values.dtype == object):
             return None
         values = values.where(values.isna(), values.astype(str)).astype("category")
+    if not asked and len(values) > 1 and len(values.cat.categories) == len(values):
+        return None  # each cell's own name
     if len(values.cat.categories) > _MOST_GROUPS:
         if asked:
             LOG.warning("column %s has %d groups", values.name, len(values.cat.categories))
