@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellquilt.core.errors import CellquiltError
+from cellquilt.spatial.enrichment import enrichment_of
 from cellquilt.spatial.slides import all_domains, slides
 from cellquilt.spatial.tables import graph_of
 
@@ -128,13 +129,8 @@ def architecture(
     found = []
     for slide in slides(adatas, domain_key, slide_key):
         graph = graph_of(slide.table, slide.rows)
-        k = len(slide.domains)
-        a, b = np.repeat(slide.codes, graph.degree), slide.codes[graph.indices]
-        known = (a >= 0) & (b >= 0)
-        both = np.bincount(a[known] * k + b[known], minlength=k * k).reshape(k, k)
-        np.fill_diagonal(both, np.diag(both) // 2)  # within a domain both directions fall into one place
-        found.append((slide.name, slide.domains, both, slide.numbers))
-    domains, places = all_domains([own for _, own, _, _ in found])
+        found.append((slide.name, enrichment_of(graph, slide.codes, slide.domains, n_permutations=0)))
+    domains, places = all_domains([own.groups for _, own in found])
     if len(domains) < 2:
         raise CellquiltError(
             "domains-too-few", f"all cells are of one domain, {domains[0]}", "assign two domains or more"
@@ -142,17 +138,8 @@ def architecture(
     shape = len(found), len(domains), len(domains)
     edges, expected = np.zeros(shape, dtype=np.int64), np.zeros(shape)
     sizes = np.zeros(shape[:2], dtype=np.int64)
-    for s, (place, (_, _, both, numbers)) in enumerate(zip(places, found, strict=True)):
-        edges[s][np.ix_(place, place)] = both
-        sizes[s, place] = numbers
-        expected[s] = _expected(edges[s], sizes[s])
-    return Architecture(domains, [name for name, *_ in found], edges, expected, sizes)
-
-
-def _expected(edges: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(K, K) mean number of edges over all ways to deal the domains to the cells."""
-    n = int(sizes.sum())
-    total = int(np.triu(edges).sum())
-    pairs = sizes[:, None] * sizes[None, :].astype(np.float64)
-    np.fill_diagonal(pairs, sizes * (sizes - 1) / 2)
-    return total * pairs / max(n * (n - 1) / 2, 1)
+    for s, (place, (_, own)) in enumerate(zip(places, found, strict=True)):
+        edges[s][np.ix_(place, place)] = own.edges
+        expected[s][np.ix_(place, place)] = own.expected
+        sizes[s, place] = own.sizes
+    return Architecture(domains, [name for name, _ in found], edges, expected, sizes)
