@@ -110,7 +110,8 @@ class Inputs {
         if (errors) return []
         def known = readJson(projectDir, 'nextflow_schema.json')
         // What a preset brings holds where neither the run nor the sample says otherwise.
-        def brought = { name -> (known.presets[name] ?: [:]).findAll { key, _value -> params[key] == null } }
+        def isGiven = { name -> [name, *(properties[name].aliases ?: [])].any { key -> params[key] != null } }
+        def brought = { name -> (known.presets[name] ?: [:]).findAll { key, _value -> !isGiven(key) } }
         effective = values + brought(values.preset)
         def sheetFolder = (launchDir as Path).resolve(params.input.toString()).toAbsolutePath().parent
         def ids = rows.collectEntries { row -> [row.sample, row.sample] }

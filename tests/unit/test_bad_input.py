@@ -702,7 +702,7 @@ FAULTS = [
           ("x.zarr", "free some space"), _full_after(0)),
     Fault("the disk gets full at the table", "disk-full", _on_kit("aggregate", "{kit}/s.raw.zarr", "--cells",
           "{kit}/s.cells.zarr"), ("x.zarr", "free some space"),
-          _refuse(errno.ENOSPC, at="cellquilt.aggregation.stage._write_table")),
+          _refuse(errno.ENOSPC, at="cellquilt.aggregation.stage.write_table")),
     Fault("the disk gets full at the transcripts", "disk-full", lambda kit, folder: _convert(kit / "image.ome.tif",
           folder, "--transcripts", kit / "t.csv"), ("x.zarr",),
           _refuse(errno.ENOSPC, at="cellquilt.core.points.PointsWriter.write")),

@@ -474,7 +474,7 @@ def test_hard_is_harder_than_default_for_a_simple_method():
         ({"density": 1.5, "seed": -1}, "simulate-value", "density is 1.5"),
         ({"pixel_size_um": 0.0}, "simulate-value", "pixel_size_um"),
         ({"density": float("nan")}, "simulate-value", "density"),
-        ({"format": "cosmx"}, "simulate-value", "merscope"),
+        ({"format": "stereoseq"}, "simulate-value", "merscope"),
         ({"tile_px": 100}, "simulate-value", "256"),
         ({"slides": 0}, "simulate-value", "slides"),
         ({"channels": ("DAPY",)}, "simulate-value", "DAPI"),

@@ -28,9 +28,9 @@ _PATH = click.Path(path_type=Path)
 )
 def simulate(output: Path, file_format: str, **options: Any) -> None:
     """Simulate slides whose cells, types, domains and transcripts are known, with a sheet to run them."""
-    import cellquilt
+    from cellquilt.simulate.cohort import simulate as make_cohort
 
-    cellquilt.simulate(output, format=file_format, **options)
+    make_cohort(output, format=file_format, **options)
     click.echo(f"{output / 'sheet.csv'}")
 
 
