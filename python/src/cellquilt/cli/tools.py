@@ -21,16 +21,15 @@ _PATH = click.Path(path_type=Path)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed.")
 @click.option(
     "--format",
-    "file_format",
     default="ome_tif",
     show_default=True,
     help="ome_tif, merscope, xenium, cosmx, visium_hd, phenocycler, macsima, hyperion or molecular_cartography.",
 )
-def simulate(output: Path, file_format: str, **options: Any) -> None:
+def simulate(output: Path, **options: Any) -> None:
     """Simulate slides whose cells, types, domains and transcripts are known, with a sheet to run them."""
     from cellquilt.simulate.cohort import simulate as make_cohort
 
-    make_cohort(output, format=file_format, **options)
+    make_cohort(output, **options)
     click.echo(f"{output / 'sheet.csv'}")
 
 
