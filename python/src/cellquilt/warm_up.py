@@ -22,7 +22,8 @@ def compile_kernels(folder: Path) -> Path:
     from cellquilt.readers import convert_slide
     from cellquilt.resolve.stage import resolve_slide
     from cellquilt.segment.stages import find_tissue, patchify_image, segment_source
-    from cellquilt.simulate import simulate, truth_scores
+    from cellquilt.simulate import cell_tables, simulate, truth_scores
+    from cellquilt.spatial.summary import slide_statistics
 
     simulate(folder / "simulated", width_px=320)
     source = folder / "simulated" / "slide_0"
@@ -39,6 +40,8 @@ def compile_kernels(folder: Path) -> Path:
     resolve_slide(store, settings=settings)
     aggregate_slide(store, settings=settings)
     truth_scores(store, source / "truth")
+    (cells,) = cell_tables(1, 200, n_domains=3, thin_layers=0, rare_niches=0)
+    slide_statistics(cells, "cell_type", "domain_true", n_permutations=1)
     (bundle,) = patchify_image(
         store, settings=Settings(), bundles=folder / "bundles", output=folder / "slide.patches.zarr"
     )
