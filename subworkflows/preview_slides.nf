@@ -13,7 +13,9 @@ workflow PREVIEW_SLIDES {
 
     main:
     raw_ch = CONVERT(
-        slides_ch.map { meta, slide, transcripts, prior, regions -> [meta, slides[meta.id].settings.convert, slide, transcripts, prior, regions] }
+        slides_ch.map { meta, slide, transcripts, prior, regions ->
+            [meta, slides[meta.id].settings.convert, slide, transcripts, prior, regions, slides[meta.id].fullres_image]
+        }
     ).store // [meta, liver_1.raw.zarr]
 
     tissue_ch = TISSUE(

@@ -16,7 +16,9 @@ workflow SLIDE_TO_CELLS {
     def of_slide = { meta, files -> [meta.subMap(['id']), files] }
 
     raw_ch = CONVERT(
-        slides_ch.map { meta, slide, transcripts, prior, regions -> [meta, slides[meta.id].settings.convert, slide, transcripts, prior, regions] }
+        slides_ch.map { meta, slide, transcripts, prior, regions ->
+            [meta, slides[meta.id].settings.convert, slide, transcripts, prior, regions, slides[meta.id].fullres_image]
+        }
     ).store // [meta, liver_1.raw.zarr]
 
     // By methods for the image, for the transcripts, or by chains of both: the cells of the first are the second's prior.

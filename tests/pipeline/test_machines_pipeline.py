@@ -36,7 +36,7 @@ WITH_TRANSCRIPTS = ("merscope", "xenium", "cosmx", "molecular_cartography")
 def published(tmp_path_factory) -> Path:
     """One run of one slide a machine; the folder has `sim/<machine>/slide_0` and `results`."""
     folder = tmp_path_factory.mktemp("machines")
-    columns = ["sample", "technology", "path", "prior_cells", "prior_cells_unit", "pixel_size_um"]
+    columns = ["sample", "technology", "path", "prior_cells", "prior_cells_unit", "pixel_size_um", "fullres_image"]
     with (folder / "sheet.csv").open("w", newline="") as file:
         sheet = csv.DictWriter(file, columns)
         sheet.writeheader()
@@ -46,6 +46,9 @@ def published(tmp_path_factory) -> Path:
             row = {"sample": machine, "technology": machine, "path": slide, **more}
             if "prior_cells" in more:
                 row |= {"prior_cells": slide / "truth" / "cells.parquet", "prior_cells_unit": "px"}
+            if machine == "visium_hd":  # an input of Space Ranger's, often not beside its output
+                (image,) = (slide / "microscope_image").iterdir()
+                row["fullres_image"] = image.rename(folder / f"the scan{image.suffix}").name
             sheet.writerow(row)
     run = Nextflow(folder).pipeline("--input", "sheet.csv", "--segmentation", "vendor")
     assert run.code == 0, run.out + run.err
@@ -106,6 +109,7 @@ def test_bins_are_counted_in_cells(published):
     known = count_in_bins(published / "sim" / "visium_hd" / "slide_0" / "truth", angle_deg=ANGLE_DEG)
     sdata = spatialdata.read_zarr(store(published, "visium_hd"))
     table = sdata.tables["table"]
+    assert list(sdata.images) == ["tissue"]
     assert sdata.tables["bins"].X.sum() == known.counts.sum()
     inside = 0.5 * known.counts.sum()
     assert inside < table.X.sum() < known.counts.sum()

@@ -278,9 +278,9 @@ def test_the_image_may_lie_elsewhere_and_be_of_another_kind(case, copy, tmp_path
     Image.fromarray(whole.transpose(1, 2, 0)).save(copy / "tissue_image.png")
     np.testing.assert_array_equal(pixels(convert(copy)), whole)
     (copy / "tissue_image.png").rename(copy / "other.png")
-    np.testing.assert_array_equal(pixels(convert(copy, fullres_image="other.png")), whole)
+    np.testing.assert_array_equal(pixels(convert(copy, fullres_image=str(copy / "other.png"))), whole)
     Image.fromarray(whole[0]).save(copy / "grey.png")
-    np.testing.assert_array_equal(pixels(convert(copy, fullres_image="grey.png")), whole[:1])
+    np.testing.assert_array_equal(pixels(convert(copy, fullres_image=str(copy / "grey.png"))), whole[:1])
 
 
 def test_the_small_image_and_none(case, copy) -> None:
@@ -546,7 +546,7 @@ def test_settings_that_find_nothing(case, copy, tmp_path) -> None:
     header = b"\x89PNG\r\n\x1a\n" + b"\x00\x00\x00\rIHDR" + (12_000).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
     data = b"\x00\x00\x00\x00IDAT" + zlib.crc32(b"IDAT").to_bytes(4, "big")
     (copy / "big.png").write_bytes(header + zlib.crc32(header[12:]).to_bytes(4, "big") + data)
-    error = fails(copy, fullres_image="big.png", memory_mb=500)
+    error = fails(copy, fullres_image=str(copy / "big.png"), memory_mb=500)
     assert (error.code, "12000" in error.message) == ("picture-too-large", True)
 
 

@@ -402,7 +402,8 @@ SETTINGS: tuple[Setting, ...] = (
         "convert",
         "str",
         None,
-        "Microscope's image of a Visium HD slide: a path, or one relative to its folder; default: in microscope_image.",
+        "Microscope's image of a Visium HD slide; default: what lies in its folder.",
+        is_file=True,
     ),
     Setting(
         "vendor_region",

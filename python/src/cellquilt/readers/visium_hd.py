@@ -234,13 +234,9 @@ def _fullres(request: Request) -> Path:
     """The microscope's image: where the user says, in ``microscope_image``, or ``tissue_image`` beside the outputs."""
     folder, source, given = request.path, request.source, request.settings["fullres_image"]
     if given:
-        path = folder / given  # an absolute path stays what it is
+        path = Path(given)
         if not path.is_file():
-            raise CellquiltError(
-                "visium-hd-no-image",
-                f"fullres_image {given} does not exist",
-                f"give a path, or one relative to {source}",
-            )
+            raise CellquiltError("visium-hd-no-image", f"fullres_image {given} does not exist", "give its path")
         return path
     inside = folder / MICROSCOPE
     found = [path for path in inside.iterdir() if _is_image(path)] if inside.is_dir() else []
