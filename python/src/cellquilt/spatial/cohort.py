@@ -36,8 +36,8 @@ class CohortStatistics:
         A row for each sample, quantity and pair of groups (or domain): ``sample``, ``condition`` (if asked for),
         ``quantity``, ``a``, ``b``, ``value`` (a logarithm to base 2).
     compared
-        Conditions compared; None without two of them: a row for each pair of conditions, quantity and pair of groups, with the columns of
-        `cellquilt.domains.analysis.compare_conditions`.
+        Conditions compared; None without two of them: a row for each pair of conditions, quantity and pair of groups,
+        with the columns of `cellquilt.domains.analysis.compare_conditions`.
     notes
         What is missing, and why.
     """
