@@ -344,7 +344,8 @@ print(json.dumps(found))
 def test_models_that_cannot_be_loaded_are_named(tmp_path):
     """Nothing listens at the proxy, so that StarDist's hub is out of reach wherever this runs; GPUs are hidden."""
     dead = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    found = run_there(_REFUSED, tmp_path, HOME=str(tmp_path), KERAS_HOME=str(tmp_path / "keras"), CUDA_VISIBLE_DEVICES="-1", **dead)
+    nowhere = {"HOME": str(tmp_path), "KERAS_HOME": str(tmp_path / "keras"), "CUDA_VISIBLE_DEVICES": "-1"}
+    found = run_there(_REFUSED, tmp_path, **nowhere, **dead)
     print(found)
     assert found["not here"]["code"] == "weights-missing"
     assert "2D_versatile_fluo" in found["not here"]["message"]

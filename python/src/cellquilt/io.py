@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-    from cellquilt import explorer
+    from cellquilt import explorer as explorer
 
 
 def __getattr__(name: str) -> Any:
