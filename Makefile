@@ -2,8 +2,9 @@
 SHELL  := /bin/bash
 CORE   := .venv/core/bin
 PYTEST := $(CORE)/python -m pytest
-# Two modules of tests at a time: most wait for Nextflow, a container or a lock. No more, for memory.
-PAIRED := -n 2 --dist loadfile
+# Two modules of tests at a time, as most wait for Nextflow, a container or a lock; no more, for memory. In the order of the
+# folders, so that long runs of the pipeline come before what is short.
+PAIRED := -n 2 --dist loadfile --no-loadscope-reorder
 CODE   := python/src tests bin
 
 .DEFAULT_GOAL := help

@@ -60,7 +60,7 @@ workflow {
         }
         columns_ch = CELL_TYPES(cells.tables, slides).columns.mix(cells.split)
         published = PUBLISH_SLIDES(cells.parts, cells.compared, tables_ch, domains_ch, columns_ch, slides)
-        COHORT(published.qcs, published.with_domains, published.stats, about_ch, model_ch, slides)
+        COHORT(published.qcs, published.with_domains, published.measured, about_ch, model_ch, slides)
     }
 
     // What made the results, as every task says of itself.

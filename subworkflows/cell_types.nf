@@ -25,10 +25,10 @@ workflow CELL_TYPES {
     )
 
     // A slide goes on as soon as it has what it wants; `remainder` lets one go on that never gets it.
-    def without = { kind -> tables_ch.filter { meta, _table -> !slides[meta.id][kind] }.map { meta, _table -> [meta, []] } }
+    none_ch = tables_ch.map { meta, _table -> [meta, []] }
     columns = tables_ch
-        .join(CLUSTER.out.columns.mix(without('clusters')), remainder: true)
-        .join(ANNOTATE.out.columns.mix(without('annotates')), remainder: true)
+        .join(CLUSTER.out.columns.mix(none_ch.filter { meta, _none -> !slides[meta.id].clusters }), remainder: true)
+        .join(ANNOTATE.out.columns.mix(none_ch.filter { meta, _none -> !slides[meta.id].annotates }), remainder: true)
         .map { meta, _table, clusters, types -> [meta, [clusters, types].findAll { file -> file }] }
 
     emit:

@@ -63,8 +63,8 @@ workflow PUBLISH_SLIDES {
 
     // Cells in space: of slides, and of tables once they have their domains.
     to_measure_ch = store_ch.mix(annotated_ch).filter { params.stats }
-    stats_ch = STATS(to_measure_ch.map { meta, cells, _qc -> [meta, slides[meta.id].settings.stats, cells] }).stats // [meta, stats]
-    space_ch = stats_ch
+    measured = STATS(to_measure_ch.map { meta, cells, _qc -> [meta, slides[meta.id].settings.stats, cells] }).stats // [meta, stats]
+    space_ch = measured
         .filter { meta, _stats -> !slides[meta.id].is_table }
         .mix(store_ch.filter { !params.stats }.map { meta, _store, _qc -> [meta, []] })
 
@@ -100,5 +100,5 @@ workflow PUBLISH_SLIDES {
     emit:
     qcs // [meta, qc.json]
     with_domains // [meta, liver_1.zarr or cells.h5ad]
-    stats = stats_ch // [meta, stats]
+    measured // [meta, stats]: the folder of a slide's spatial statistics
 }
