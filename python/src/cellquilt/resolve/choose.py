@@ -182,8 +182,9 @@ def resolve_cells[Geometry: (NDArray[np.object_], PackedPolygons)](
     windows
         What each patch saw, to drop fragments. None keeps them, and so does the rule ``union``.
     identity
-        (n,) which cell each copy is known to be, 0 where nothing is known. Copies of one cell compete whatever area
-        they share, unless a patch has several of its number. None: nothing is known. ``union`` does not heed it.
+        (n,) which cell each copy is known to be, 0 where nothing is known, or where a patch has several of its number.
+        Copies of one cell compete whatever area they share, those of different cells never: their overlap is split.
+        None: nothing is known. ``union`` does not heed it.
 
     Returns
     -------
@@ -213,6 +214,7 @@ def resolve_cells[Geometry: (NDArray[np.object_], PackedPolygons)](
     known = np.zeros(a.size, dtype=bool)
     identity = np.where(np.isfinite(bounds).all(axis=1), identity, 0)
     if rule == "choose" and identity.any():
+        identity = _unambiguous(identity, patch)
         a, b, known = _with_known(a, b, n, *_copies_of_one(identity, patch))
     near, position = np.unique(np.concatenate([a, b]), return_inverse=True)
     # The pairs lie in the order of patches here, so that those of one block lie in one place.
@@ -229,6 +231,9 @@ def resolve_cells[Geometry: (NDArray[np.object_], PackedPolygons)](
     told = real | known
     a, b, ratio, real, known = a[told], b[told], np.minimum(shared[told] / smaller[told], 1.0), real[told], known[told]
     compete = (ratio >= threshold) | known
+    if rule == "choose":
+        of_a, of_b = identity[near[a]], identity[near[b]]
+        compete &= known | (of_a == of_b) | (of_a == 0) | (of_b == 0)
 
     far = np.ones(n, dtype=bool)
     far[near] = False
@@ -275,14 +280,19 @@ def resolve_cells[Geometry: (NDArray[np.object_], PackedPolygons)](
     )
 
 
-def _copies_of_one(identity, patch):
-    """Pairs (a < b) of positions with one identity in different patches; not of one that a patch has twice."""
-    named = np.flatnonzero(identity)
-    order = named[np.lexsort((patch[named], identity[named]))]
+def _unambiguous(identity, patch):
+    """The identities, 0 instead of one that a patch has twice."""
+    order = np.lexsort((patch, identity))
     number, of = identity[order], patch[order]
     twice = (number[1:] == number[:-1]) & (of[1:] == of[:-1])
-    ambiguous = np.isin(number, number[1:][twice])
-    order, number = order[~ambiguous], number[~ambiguous]
+    return np.where(np.isin(identity, number[1:][twice]), 0, identity)
+
+
+def _copies_of_one(identity, patch):
+    """Pairs (a < b) of positions with one identity in different patches."""
+    named = np.flatnonzero(identity)
+    order = named[np.lexsort((patch[named], identity[named]))]
+    number = identity[order]
     first, second = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
     for k in range(1, order.size):  # as many rounds as patches have one cell
         same = number[k:] == number[:-k]
