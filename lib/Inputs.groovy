@@ -17,6 +17,8 @@ import nextflow.util.Escape
 class Inputs {
 
     private static final List<String> REQUIRED_COLUMNS = ['sample', 'technology']
+    /** Columns of files, which a slide's regions do without. */
+    private static final List<String> FILES = ['path', 'transcripts', 'prior_cells', 'he_image', 'he_matrix', 'regions', 'truth']
     /** A metadata column this similar to a parameter's name is probably meant to be one. */
     private static final double NEARLY = 0.85
     private static final String SHIPPED_MODEL = 'nuclei'
@@ -622,7 +624,7 @@ class Inputs {
             }
             ids.putIfAbsent(name, row.sample)
         }
-        def files = ['path', 'transcripts', 'prior_cells', 'he_image', 'he_matrix', 'regions', 'truth'].collectEntries { column -> [column, []] }
+        def files = FILES.collectEntries { column -> [column, []] }
         return names.collect { name -> whole + files + [id: name, parent: whole.id, methods: whole.methods.take(1), exports: []] }
     }
 
@@ -719,7 +721,7 @@ class Inputs {
             def engine = image == 'cellpose' ? "cellpose${own.cellpose_generation}".toString() : image
             [method, [image: image, engine: engine, molecules: molecules, settings: settings, weights: weights(image)]]
         }
-        def files = ['path', 'transcripts', 'prior_cells', 'he_image', 'he_matrix', 'regions', 'truth'].collectEntries { column -> [column, row.files[column] ?: []] }
+        def files = FILES.collectEntries { column -> [column, row.files[column] ?: []] }
         return [id: row.sample, parent: '', technology: row.technology, is_table: isTable] + files + [source: row.source, metadata: row.metadata] +
             [methods: methods, images: images, by_method: byMethod, exports: own.export ?: [], explorer: own.explorer as boolean, clusters: own.cluster as boolean,
              annotates: (own.annotate_markers || own.annotate_reference) as boolean, domains: own.domains, looks_at_image: own.domains_image_model as boolean] +

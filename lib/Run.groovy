@@ -16,6 +16,11 @@ import org.yaml.snakeyaml.Yaml
 /** What a run says of itself: parameters and versions beside the results, and at its end what became of every sample. */
 class Run {
 
+    /** Of a stage that failed and left its slide done, what the slide lacks. */
+    private static final Map<String, String> LACKING = [
+        EXPORT: 'not exported', EXPLORER: 'no folder for Xenium Explorer', CLUSTER: 'not clustered', ANNOTATE: 'cell types missing',
+        SPLIT: 'not split into regions', STATS: 'not measured in space',
+    ]
     private static Map<String, Map> slides = [:]
     private static String outdir = ''
     /** Of the results, once the run has begun. */
@@ -149,13 +154,7 @@ class Run {
         def lacking = slides.values().findAll { slide -> slide.id in done && failedTasks(slide, tasks) }.collectEntries { slide ->
             def failure = failure(slide, tasks, workflow)
             def methods = failedTasks(slide, tasks).collect { task -> task.tag.tokenize(':')[1] }.findAll().unique()
-            def lacks = "${methods.join(', ') ?: 'methods'} not compared"
-            if (failure.stage == 'EXPORT') lacks = 'not exported'
-            if (failure.stage == 'EXPLORER') lacks = 'no folder for Xenium Explorer'
-            if (failure.stage.startsWith('DOMAINS_')) lacks = 'domains missing'
-            def others = [CLUSTER: 'not clustered', ANNOTATE: 'cell types missing', SPLIT: 'not split into regions']
-            lacks = others[failure.stage] ?: lacks
-            if (failure.stage == 'STATS') lacks = 'not measured in space'
+            def lacks = failure.stage.startsWith('DOMAINS_') ? 'domains missing' : LACKING[failure.stage] ?: "${methods.join(', ') ?: 'methods'} not compared"
             [slide.id, [status: 'done'] + failure + [cause: "${lacks}: ${failure.cause}".toString()]]
         }
         def samples = preview ? [] : byColumn(tsv(folder.resolve('samples.tsv'))).findAll { row -> row.sample in done }

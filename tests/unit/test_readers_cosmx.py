@@ -12,9 +12,9 @@ from typing import Any
 
 import anndata
 import cellquilt as cq
+import machine_cases
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import shapely
@@ -22,16 +22,16 @@ import tifffile
 from cellquilt.aggregation.stage import aggregate_slide
 from cellquilt.core.errors import CellquiltError
 from cellquilt.core.images import open_image
-from cellquilt.core.points import iter_points
 from cellquilt.core.settings import PRESETS, Settings
 from cellquilt.core.shapes import ShapesTable, read_shapes
 from cellquilt.core.store import Store
-from cellquilt.readers import convert_slide, cosmx
+from cellquilt.readers import cosmx
 from cellquilt.resolve.stage import resolve_slide
 from cellquilt.simulate import Slide, make_parameters, simulate
 from cellquilt.simulate.cosmx import _STAINS, ORIGIN_PX
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from machine_cases import facts, pixels, points
 
 PIXEL, WIDTH, HEIGHT = 0.3, 300, 240
 MADE = {"width_px": WIDTH, "height_px": HEIGHT, "pixel_size_um": PIXEL, "seed": 2, "n_genes": 40, "fov_um": 60.0}
@@ -40,28 +40,13 @@ MADE["density_factor"] = 0.4
 
 def convert(folder: Path, output: Path | None = None, **given: Any) -> Store:
     output = output or folder.parent / "out.raw.zarr"
-    given = {"pixel_size_um": PIXEL, "chunk_px": 64, **given}
-    convert_slide(folder, technology="cosmx", sample="s", output=output, settings=Settings(given), overwrite=True)
-    return Store(output)
+    return machine_cases.convert(folder, "cosmx", output, **{"pixel_size_um": PIXEL, "chunk_px": 64, **given})
 
 
 def fails(folder: Path, **given: Any) -> CellquiltError:
     with pytest.raises(CellquiltError) as caught:
         convert(folder, **given)
     return caught.value
-
-
-def pixels(store: Store) -> np.ndarray:
-    image = open_image(store.path)
-    return image.read(0, image.shape[1], 0, image.shape[2])
-
-
-def points(store: Store) -> pd.DataFrame:
-    return pa.concat_tables(iter_points(store.element("points", "transcripts"))).unify_dictionaries().to_pandas()
-
-
-def facts(store: Store) -> dict[str, Any]:
-    return store.records[-1]["facts"]
 
 
 def cells(store: Store) -> ShapesTable:

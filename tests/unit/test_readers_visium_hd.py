@@ -13,6 +13,7 @@ from typing import Any
 import anndata
 import cellquilt as cq
 import h5py
+import machine_cases
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -30,12 +31,12 @@ from cellquilt.core.settings import Settings
 from cellquilt.core.shapes import ShapesTable, read_shapes, write_geoparquet
 from cellquilt.core.store import Store
 from cellquilt.core.transforms import apply, length_scale
-from cellquilt.readers import convert_slide
 from cellquilt.readers.visium_hd import Matrix, bin_places
 from cellquilt.resolve.stage import resolve_slide
 from cellquilt.simulate import Slide, make_parameters, simulate
 from cellquilt.simulate.bins import count_in_bins
 from cellquilt.simulate.visium_hd import ANGLE_DEG, stained
+from machine_cases import facts, pixels
 from PIL import Image
 
 PIXEL, WIDTH, HEIGHT = 0.3, 220, 170
@@ -45,27 +46,14 @@ BINS = "binned_outputs/square_002um"
 
 def convert(folder: Path, output: Path | None = None, **given: Any) -> Store:
     output = output or folder.parent / "out.raw.zarr"
-    prior = given.pop("prior_cells", None)
-    chosen = Settings({"chunk_px": 128, **given})
-    convert_slide(
-        folder, technology="visium_hd", sample="s", output=output, settings=chosen, prior_cells=prior, overwrite=True
-    )
-    return Store(output)
+    cells = given.pop("prior_cells", None)
+    return machine_cases.convert(folder, "visium_hd", output, cells, **{"chunk_px": 128, **given})
 
 
 def fails(folder: Path, **given: Any) -> CellquiltError:
     with pytest.raises(CellquiltError) as caught:
         convert(folder, **given)
     return caught.value
-
-
-def pixels(store: Store) -> np.ndarray:
-    image = open_image(store.path)
-    return image.read(0, image.shape[1], 0, image.shape[2])
-
-
-def facts(store: Store) -> dict[str, Any]:
-    return store.records[-1]["facts"]
 
 
 def table(store: Store, name: str) -> anndata.AnnData:

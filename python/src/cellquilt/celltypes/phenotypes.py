@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from cellquilt.celltypes.measured import marker_levels, measured
 from cellquilt.core.errors import CellquiltError, did_you_mean
+from cellquilt.spatial.slides import CELL_TYPE
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-#: Columns of a table with its cells' types and how well they fit.
-CELL_TYPE, SCORE = "cell_type", "cell_type_score"
+#: Column of a table that says how well its cells' types fit.
+SCORE = "cell_type_score"
 #: Type of cells that fit none, or several alike.
 UNKNOWN = "unknown"
 _SEPARATOR = ";"

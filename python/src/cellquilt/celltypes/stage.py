@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellquilt.aggregation.columns import CellColumns, add_columns
 from cellquilt.celltypes.clusters import CLUSTER, MARKERS, find_clusters
-from cellquilt.celltypes.phenotypes import CELL_TYPE, phenotype, read_signatures
+from cellquilt.celltypes.phenotypes import phenotype, read_signatures
 from cellquilt.celltypes.transfer import read_reference, transfer_labels
 from cellquilt.core import zarr_json
 from cellquilt.core.atomic import refuse_existing
@@ -18,6 +18,7 @@ from cellquilt.core.store import Store, result_of
 from cellquilt.domains.model import threads_of
 from cellquilt.readers.base import describe_file
 from cellquilt.spatial.files import read_tables, write_table
+from cellquilt.spatial.slides import CELL_TYPE
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -2,8 +2,9 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,53 +74,55 @@ def assemble_slide(
         ``output-exists``, ``assembly-invalid``, ``store-missing``, ``cells-mismatch``, or what the file of limits is
         missing.
     """
-    with _with_domains(parts, output, domains, graph) as whole, _with_columns(whole, output, columns) as all_parts:
+    with_domains = None if domains is None else partial(_add_domains, domains=domains, graph=graph)
+    with_columns = partial(_add_columns, columns=columns) if columns else None
+    with (
+        _with_more(parts, output, "domains", with_domains) as whole,
+        _with_more(whole, output, "columns", with_columns) as all_parts,
+    ):
         return _assemble(all_parts, output, settings, qc, overwrite)
 
 
 @contextmanager
-def _with_domains(
-    parts: Sequence[Path], output: Path, domains: Path | None, graph: Path | None
+def _with_more(
+    parts: Sequence[Path], output: Path, name: str, fill: Callable[[View, Store], None] | None
 ) -> Iterator[Sequence[Path]]:
-    """The parts, and one more that has the domains or says why there are none."""
-    if domains is None:
+    """The parts, and one more that is filled for as long as they are put together; None: there is no more."""
+    if fill is None:
         yield parts
         return
     view = View(parts)
     output = Path(output).absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".domains-", dir=output.parent) as folder:
-        added = Path(folder) / "domains.zarr"
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=output.parent) as folder:
+        added = Path(folder) / f"{name}.zarr"
         with new_store(added, sample=view.sample) as delta:
-            if domains.suffix == ".json":
-                record = Record("domains_prepare", view.sample)
-                record.facts["domains_missing"] = json.loads(domains.read_text(encoding="utf-8"))
-                delta.add_record(record.finish())
-            else:
-                from cellquilt.domains.stages import add_to_table
-
-                holder = next(store for store in reversed(view.stores) if store.has("tables", "table"))
-                add_to_table(holder, delta, domains=domains, graph=graph)
+            fill(view, delta)
         yield [*parts, added]
 
 
-@contextmanager
-def _with_columns(parts: Sequence[Path], output: Path, columns: Sequence[Path]) -> Iterator[Sequence[Path]]:
-    """The parts, and one more whose table has what was found of the cells."""
-    if not columns:
-        yield parts
-        return
+def _holder(view: View) -> Store:
+    """The store whose table counts."""
+    return next(store for store in reversed(view.stores) if store.has("tables", "table"))
+
+
+def _add_domains(view: View, delta: Store, *, domains: Path, graph: Path | None) -> None:
+    """The domains, or why there are none."""
+    if domains.suffix == ".json":
+        record = Record("domains_prepare", view.sample)
+        record.facts["domains_missing"] = json.loads(domains.read_text(encoding="utf-8"))
+        delta.add_record(record.finish())
+    else:
+        from cellquilt.domains.stages import add_to_table
+
+        add_to_table(_holder(view), delta, domains=domains, graph=graph)
+
+
+def _add_columns(view: View, delta: Store, *, columns: Sequence[Path]) -> None:
+    """What was found of the cells."""
     from cellquilt.aggregation.columns import add_columns, read_columns
 
-    view = View(parts)
-    output = Path(output).absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".columns-", dir=output.parent) as folder:
-        added = Path(folder) / "columns.zarr"
-        with new_store(added, sample=view.sample) as delta:
-            holder = next(store for store in reversed(view.stores) if store.has("tables", "table"))
-            add_columns(holder, delta, [read_columns(path) for path in columns])
-        yield [*parts, added]
+    add_columns(_holder(view), delta, [read_columns(path) for path in columns])
 
 
 def _assemble(parts: Sequence[Path], output: Path, settings: Settings, qc: Path | None, overwrite: bool) -> Path:

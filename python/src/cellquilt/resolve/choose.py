@@ -233,7 +233,7 @@ def resolve_cells[Geometry: (NDArray[np.object_], PackedPolygons)](
     compete = (ratio >= threshold) | known
     if rule == "choose":
         of_a, of_b = identity[near[a]], identity[near[b]]
-        compete &= known | (of_a == of_b) | (of_a == 0) | (of_b == 0)
+        compete &= known | (of_a == 0) | (of_b == 0)
 
     far = np.ones(n, dtype=bool)
     far[near] = False

@@ -12,8 +12,7 @@ from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError, did_you_mean
 from cellquilt.core.log import LOG
 from cellquilt.spatial.conditions import ComparedPairs
-from cellquilt.spatial.measures import CELL_TYPE
-from cellquilt.spatial.slides import natural_order
+from cellquilt.spatial.slides import CELL_TYPE, natural_order
 from cellquilt.spatial.summary import SlideStatistics
 from cellquilt.statistics.groups import pairs_of
 

@@ -208,10 +208,7 @@ def distances_of(
     k = len(groups)
     sizes = np.bincount(own[own >= 0], minlength=k)
     steps = isinstance(places, SpatialGraph)
-    if isinstance(places, SpatialGraph):
-        far = nearest_hops(places, own, k, threads=threads)
-    else:
-        far = nearest_um(places, own, k, threads=threads)
+    far = _nearest(places, own, k, threads)
     mean, median, unreachable = _summary(far, own, k)
     permuted = np.full((n_permutations, k, k), np.nan)
     known = np.flatnonzero(own >= 0)
@@ -292,6 +289,43 @@ def distances_to_pattern(
         unit, sources, targets, sizes, np.asarray(n_targets, dtype=np.int64), mean, median, unreachable, expected,
         deviation, z_of(mean, expected, deviation), p, n_permutations,
     )  # fmt: skip
+
+
+def distances_to_groups(
+    places: "SpatialGraph | NDArray[np.floating]",
+    codes: NDArray[np.integer],
+    sources: list[str],
+    others: NDArray[np.integer],
+    targets: list[str],
+    **how: int,
+) -> Distances:
+    """`distances_to_pattern` of groups of cells that stay where they are, such as domains.
+
+    Parameters
+    ----------
+    places
+        As `distances_of` takes them.
+    codes, others
+        (n,) number of each cell's group, and of the group to go to that it is in; -1 for none.
+    sources, targets
+        Their names.
+    **how
+        ``n_permutations``, ``seed`` and ``threads``, as `distances_of` takes them.
+    """
+    far = _nearest(places, others, len(targets), how.get("threads", 1))
+    inside = np.flatnonzero(others >= 0)
+    far[inside, others[inside]] = 0
+    numbers = np.bincount(others[inside], minlength=len(targets))
+    unit = "hops" if isinstance(places, SpatialGraph) else "um"
+    return distances_to_pattern(far, unit, codes, sources, targets, numbers, **how)
+
+
+def _nearest(
+    places: "SpatialGraph | NDArray[np.floating]", codes: NDArray[np.integer], n_groups: int, threads: int
+) -> NDArray[np.float64]:
+    if isinstance(places, SpatialGraph):
+        return nearest_hops(places, codes, n_groups, threads=threads)
+    return nearest_um(places, codes, n_groups, threads=threads)
 
 
 def _summary(

@@ -9,25 +9,16 @@ from numpy.typing import NDArray
 from cellquilt.core.errors import CellquiltError
 from cellquilt.geometry.neighbours import SpatialGraph
 from cellquilt.spatial.cooccurrence import RINGS_UM, CoOccurrence, co_occurrence_of
-from cellquilt.spatial.distances import (
-    UNITS,
-    Distances,
-    distances_of,
-    distances_to_pattern,
-    nearest_hops,
-    nearest_um,
-)
+from cellquilt.spatial.distances import UNITS, Distances, distances_of, distances_to_groups
 from cellquilt.spatial.enrichment import Enrichment, enrichment_of
 from cellquilt.spatial.network import Network, network_of
 from cellquilt.spatial.niches import MIN_CELLS, Niches, niches_of
-from cellquilt.spatial.slides import codes_of
+from cellquilt.spatial.slides import CELL_TYPE, DOMAIN, codes_of
 from cellquilt.spatial.tables import DISTANCES, coordinates_of, graph_of, spatial_neighbors
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-#: Columns of `obs` that cell types, and domains, are usually in.
-CELL_TYPE, DOMAIN = "cell_type", "domain"
 PERMUTATIONS = 200
 #: A column with more values names no groups, but cells or measurements.
 _MOST_GROUPS = 300
@@ -142,14 +133,7 @@ def group_distances(
     how = {"n_permutations": n_permutations, "seed": seed, "threads": threads}
     if own:
         return distances_of(places, codes, sources, **how)
-    if isinstance(places, SpatialGraph):
-        far = nearest_hops(places, others, len(targets), threads=threads)
-    else:
-        far = nearest_um(xy, others, len(targets), threads=threads)
-    inside = np.flatnonzero(others >= 0)
-    far[inside, others[inside]] = 0
-    numbers = np.bincount(others[inside], minlength=len(targets))
-    return distances_to_pattern(far, unit, codes, sources, targets, numbers, **how)
+    return distances_to_groups(places, codes, sources, others, targets, **how)
 
 
 def niche_geometry(

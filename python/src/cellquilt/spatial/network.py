@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 
 from cellquilt.geometry.neighbours import SpatialGraph
 from cellquilt.spatial.distances import nearest_hops
+from cellquilt.spatial.slides import CELL_TYPE
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: The two kinds of nodes.
-CELL_TYPE, NICHE = "cell_type", "niche"
+#: Kind of the nodes that are no cell types.
+NICHE = "niche"
 
 
 @dataclass(frozen=True)

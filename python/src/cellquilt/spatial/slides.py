@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Column of `obs` that cellquilt's own tables name their slide in.
 SAMPLE = "sample"
+#: Columns of `obs` that cell types, and domains, are in.
+CELL_TYPE, DOMAIN = "cell_type", "domain"
 
 
 @dataclass(frozen=True)

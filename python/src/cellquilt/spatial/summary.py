@@ -6,25 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from cellquilt.core.atomic import atomic_path
 from cellquilt.core.errors import CellquiltError, did_you_mean_file
 from cellquilt.core.shapes import write_geoparquet
 from cellquilt.spatial.cooccurrence import RINGS_UM, co_occurrence_of
-from cellquilt.spatial.distances import (
-    UNITS,
-    Distances,
-    distances_of,
-    distances_to_pattern,
-    nearest_hops,
-    nearest_um,
-)
+from cellquilt.spatial.distances import Distances, distances_of, distances_to_groups
 from cellquilt.spatial.enrichment import enrichment_of
-from cellquilt.spatial.measures import CELL_TYPE, DOMAIN, PERMUTATIONS, check_permutations, graph_or_new, groups_of
+from cellquilt.spatial.measures import PERMUTATIONS, check_permutations, graph_or_new, groups_of
 from cellquilt.spatial.network import network_of
 from cellquilt.spatial.niches import MIN_CELLS, Niches, niches_of
-from cellquilt.spatial.slides import SAMPLE
+from cellquilt.spatial.slides import CELL_TYPE, DOMAIN, SAMPLE
 from cellquilt.spatial.tables import coordinates_of
 
 if TYPE_CHECKING:
@@ -188,15 +179,7 @@ def slide_statistics(
     if domains is not None and graph is not None:
         codes, names = domains
         if types is not None:
-            inside = np.flatnonzero(codes >= 0)
-            numbers = np.bincount(codes[inside], minlength=len(names))
-            for unit in UNITS:
-                if unit == "um":
-                    steps = nearest_um(xy, codes, len(names), threads=threads)
-                else:
-                    steps = nearest_hops(graph, codes, len(names), threads=threads)
-                steps[inside, codes[inside]] = 0
-                far.append((DOMAIN, distances_to_pattern(steps, unit, *types, names, numbers, **how)))
+            far += [(DOMAIN, distances_to_groups(places, *types, *domains, **how)) for places in (xy, graph)]
             network = network_of(graph, *types, *domains, threads=threads)
             tables["network"], tables["composition"] = network.to_frame(), network.composition()
         niches = niches_of(xy, graph, codes, names, min_cells=min_cells)
